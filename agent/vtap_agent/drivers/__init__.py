@@ -1,0 +1,1 @@
+"""Connections to OVSDB, vswitchd, netlink and libbpf. They speak a protocol and decide nothing."""

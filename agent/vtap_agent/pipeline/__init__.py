@@ -1,0 +1,1 @@
+"""Loads and configures the eBPF preprocessor, and reads its counters."""

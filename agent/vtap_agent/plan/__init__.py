@@ -1,0 +1,1 @@
+"""Pure decisions: (taps, destinations, inventory) → desired data plane → ordered steps. No I/O."""

@@ -1,0 +1,222 @@
+"""The desired data plane of a node, as immutable values: what `plan` decides and `backends` and `pipeline` make true."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+
+ANY_VLAN = 0xFFFF
+MAX_SLOTS = 4096
+MAX_MATCHES = 128
+"""Flat matches that one tap's filter may compile to."""
+MAX_POINTS_PER_SOURCE = 128
+MAX_FLOOD_ENTRIES = 1024
+
+
+class Direction(StrEnum):
+    """As the pod sees it: Ingress is toward the pod, Egress from it."""
+
+    INGRESS = "Ingress"
+    EGRESS = "Egress"
+
+
+class Action(IntEnum):
+    EXCLUDE = 0
+    INCLUDE = 1
+
+
+@dataclass(frozen=True, slots=True)
+class PortRange:
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """One flat entry of a compiled filter; None means "any". The first that matches decides.
+
+    `peer` is ``(network, prefix_length)`` with the network as 4 or 16 bytes; `peer_set` names a set of addresses in
+    `DataPlane.peer_sets`. A match with ports or TCP flags never matches a packet without a transport header (non-first
+    fragments, other protocols). `vlan` is the tag that the pod sees; 0 means untagged.
+    """
+
+    action: Action
+    ip_version: int | None = None
+    peer: tuple[bytes, int] | None = None
+    peer_set: int | None = None
+    protocol: int | None = None
+    pod_ports: PortRange | None = None
+    peer_ports: PortRange | None = None
+    vlan: int | None = None
+    tcp_flags: tuple[int, int] | None = None
+    """(value, mask) on byte 13 of the TCP header."""
+
+
+class SamplingType(IntEnum):
+    ALL = 0
+    PER_INTERVAL = 1
+    ONE_IN = 2
+    FLOWS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    type: SamplingType = SamplingType.ALL
+    packets: int = 0
+    interval_ns: int = 0
+    one_in: int = 1
+    flow_threshold: int = 0
+    """FLOWS: a flow is kept when its symmetric hash (32 bits) is below this; 2**32 keeps all."""
+
+
+@dataclass(frozen=True, slots=True)
+class TapProgram:
+    """What the preprocessor does for one tap; swapped whole. `snap_length` 0 means whole packets; rates 0 mean no limit."""
+
+    default_action: Action
+    matches: tuple[Match, ...]
+    sampling: Sampling = Sampling()
+    rate_bits_per_second: int = 0
+    burst_bits: int = 0
+    snap_length: int = 0
+    headers_only: bool = False
+
+
+class Encapsulation(IntEnum):
+    GRE_UDP = 0
+    GRE = 1
+    VXLAN = 2
+    ERSPAN2 = 3
+
+
+class Oversize(IntEnum):
+    FRAGMENT = 0
+    TRUNCATE = 1
+
+
+class DestinationState(IntEnum):
+    READY = 0
+    NO_ROUTE = 1
+    NO_NEIGHBOUR = 2
+    NOT_READY = 3
+    """Streams not announced yet, or refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """A resolved destination. Addresses are 4 or 16 bytes, MACs 6 bytes; `mtu` is that of the outer IP packet."""
+
+    name: str
+    encapsulation: Encapsulation
+    state: DestinationState
+    remote: bytes
+    local: bytes
+    ifindex: int
+    source_mac: bytes
+    gateway_mac: bytes
+    mtu: int
+    port: int
+    trailer: bool
+    oversize: Oversize
+    fixed_id: int | None = None
+    """The key, VNI or session that all streams share; None gives each stream its key's own."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class TapPointName:
+    """What a tap point is, apart from its slot: stable across restarts of the agent."""
+
+    tap_namespace: str
+    tap_name: str
+    pod_namespace: str
+    pod_name: str
+    pod_uid: str
+    interface: str
+    direction: Direction
+
+
+@dataclass(frozen=True, slots=True)
+class TapPoint:
+    name: TapPointName
+    slot: int
+    key: int
+    incarnation: str
+    program: str
+    """Names a `TapProgram`: "namespace/name" of the tap."""
+    destination: str
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class MirrorKey:
+    """One mirror and tap port for each bridge and direction; all taps share it."""
+
+    bridge: str
+    direction: Direction
+
+
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    key: MirrorKey
+    ports: frozenset[str]
+    """UUIDs of the OVS ports whose packets are copied."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Whose packets arrive at a mirror's tap port: matched by (VLAN in the mirror's copy, MAC).
+
+    `vlan` is 0 for untagged copies, ANY_VLAN for a trunk port's. `strip` removes a tag that only the bridge sees.
+    Broadcast and multicast toward pods belong to every Ingress source of the same mirror and VLAN but the sender's own.
+    """
+
+    mirror: MirrorKey
+    vlan: int
+    mac: bytes
+    strip: bool
+    slots: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DataPlane:
+    """Everything this node should have. Applying the same value twice changes nothing."""
+
+    mirrors: Mapping[MirrorKey, Mirror] = field(default_factory=dict)
+    sources: tuple[Source, ...] = ()
+    points: tuple[TapPoint, ...] = ()
+    programs: Mapping[str, TapProgram] = field(default_factory=dict)
+    destinations: Mapping[str, Destination] = field(default_factory=dict)
+    peer_sets: Mapping[int, frozenset[str]] = field(default_factory=dict)
+    """Addresses (no prefix length) by set id; an id names one immutable content."""
+
+
+@dataclass(frozen=True, slots=True)
+class PointCounters:
+    """Wire packets of one slot, summed over CPUs; bytes are those of the frames the pod saw, `sent_bytes` of outer packets."""
+
+    seen: int = 0
+    seen_bytes: int = 0
+    excluded: int = 0
+    unsampled: int = 0
+    limited: int = 0
+    handed: int = 0
+    """Given to the normalising pair by `pick`."""
+    arrived: int = 0
+    """Taken from the pair by `send`."""
+    sent: int = 0
+    sent_bytes: int = 0
+    next_sequence: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """By reason, as in docs/architecture.md."""
+    duplicated: int = 0
+    """Copies OVS made twice of one packet, where that can be told."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeCounters:
+    points: Mapping[int, PointCounters]
+    """By slot."""
+    unattributed: Mapping[MirrorKey, int]
+    """Copies at a tap port that fit no source."""
+    pair_dropped: int
+    """Segments the kernel dropped between `pick` and `send`, by the pair's own device counters."""

@@ -1,0 +1,1 @@
+"""What the agent says: TapNode status, the ledger, Prometheus metrics."""

@@ -22,12 +22,16 @@ class Direction(StrEnum):
 
 
 class Action(IntEnum):
+    """What a filter does with a packet."""
+
     EXCLUDE = 0
     INCLUDE = 1
 
 
 @dataclass(frozen=True, slots=True)
 class PortRange:
+    """Transport ports, both ends included."""
+
     first: int
     last: int
 
@@ -54,6 +58,8 @@ class Match:
 
 
 class SamplingType(IntEnum):
+    """Which sampler decides after the filter."""
+
     ALL = 0
     PER_INTERVAL = 1
     ONE_IN = 2
@@ -62,6 +68,8 @@ class SamplingType(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
+    """Sampler parameters, in wire packets and nanoseconds."""
+
     type: SamplingType = SamplingType.ALL
     packets: int = 0
     interval_ns: int = 0
@@ -84,6 +92,8 @@ class TapProgram:
 
 
 class Encapsulation(IntEnum):
+    """How copies travel."""
+
     GRE_UDP = 0
     GRE = 1
     VXLAN = 2
@@ -91,11 +101,15 @@ class Encapsulation(IntEnum):
 
 
 class Oversize(IntEnum):
+    """What happens to copies that do not fit the underlay's MTU."""
+
     FRAGMENT = 0
     TRUNCATE = 1
 
 
 class DestinationState(IntEnum):
+    """Whether copies may leave, and if not, under which reason they are counted."""
+
     READY = 0
     NO_ROUTE = 1
     NO_NEIGHBOUR = 2
@@ -138,6 +152,8 @@ class TapPointName:
 
 @dataclass(frozen=True, slots=True)
 class TapPoint:
+    """A tap point with its slot, program and destination."""
+
     name: TapPointName
     slot: int
     key: int
@@ -157,6 +173,8 @@ class MirrorKey:
 
 @dataclass(frozen=True, slots=True)
 class Mirror:
+    """The ports that one mirror copies."""
+
     key: MirrorKey
     ports: frozenset[str]
     """UUIDs of the OVS ports whose packets are copied."""
@@ -181,12 +199,12 @@ class Source:
 class DataPlane:
     """Everything this node should have. Applying the same value twice changes nothing."""
 
-    mirrors: Mapping[MirrorKey, Mirror] = field(default_factory=dict)
+    mirrors: Mapping[MirrorKey, Mirror] = field(default_factory=dict[MirrorKey, Mirror])
     sources: tuple[Source, ...] = ()
     points: tuple[TapPoint, ...] = ()
-    programs: Mapping[str, TapProgram] = field(default_factory=dict)
-    destinations: Mapping[str, Destination] = field(default_factory=dict)
-    peer_sets: Mapping[int, frozenset[str]] = field(default_factory=dict)
+    programs: Mapping[str, TapProgram] = field(default_factory=dict[str, TapProgram])
+    destinations: Mapping[str, Destination] = field(default_factory=dict[str, Destination])
+    peer_sets: Mapping[int, frozenset[str]] = field(default_factory=dict[int, frozenset[str]])
     """Addresses (no prefix length) by set id; an id names one immutable content."""
 
 
@@ -206,7 +224,7 @@ class PointCounters:
     sent: int = 0
     sent_bytes: int = 0
     next_sequence: int = 0
-    dropped: Mapping[str, int] = field(default_factory=dict)
+    dropped: Mapping[str, int] = field(default_factory=dict[str, int])
     """By reason, as in docs/architecture.md."""
     duplicated: int = 0
     """Copies OVS made twice of one packet, where that can be told."""
@@ -214,6 +232,8 @@ class PointCounters:
 
 @dataclass(frozen=True, slots=True)
 class NodeCounters:
+    """One reading of everything the preprocessor counts."""
+
     points: Mapping[int, PointCounters]
     """By slot."""
     unattributed: Mapping[MirrorKey, int]

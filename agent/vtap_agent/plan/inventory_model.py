@@ -9,6 +9,8 @@ from enum import StrEnum
 
 @dataclass(frozen=True, slots=True, order=True)
 class PodRef:
+    """A pod's name and identity; a recreated pod has another `uid`."""
+
     namespace: str
     name: str
     uid: str
@@ -36,7 +38,7 @@ class BridgePort:
     uuid: str
     tag: int = 0
     vlan_mode: str = ""
-    external_ids: Mapping[str, str] = field(default_factory=dict)
+    external_ids: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,8 @@ class PodInterface:
 
 @dataclass(frozen=True, slots=True)
 class Bridge:
+    """An OVS bridge with its ports."""
+
     name: str
     uuid: str
     datapath_type: str
@@ -81,6 +85,8 @@ class Switch:
 
 
 class NextHopState(StrEnum):
+    """Whether copies can reach a remote address."""
+
     REACHABLE = "Reachable"
     NO_ROUTE = "NoRoute"
     NO_NEIGHBOUR = "NoNeighbour"
@@ -106,6 +112,8 @@ class NextHop:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
+    """One look at the node."""
+
     pods: tuple[Pod, ...]
     interfaces: tuple[PodInterface, ...]
     switch: Switch

@@ -12,6 +12,8 @@ from typing import Protocol, TypeVar
 
 
 class Phase(IntEnum):
+    """When in a pass a step runs."""
+
     PREPARE = 0
     """Peer sets, programs, destinations, points: written to maps that nothing reads yet, or swapped whole."""
     TAP_PORT = 1

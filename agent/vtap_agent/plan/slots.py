@@ -18,6 +18,8 @@ class StreamName:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
+    """The slot of one stream and the incarnation it was handed out under."""
+
     slot: int
     incarnation: str
     """16 hex digits; new each time a slot is handed out."""
@@ -35,6 +37,8 @@ class SlotTable:
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
+    """The new table and what changed."""
+
     table: SlotTable
     added: tuple[StreamName, ...]
     released: Mapping[StreamName, Assignment]

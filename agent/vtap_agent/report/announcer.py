@@ -1,0 +1,328 @@
+"""Tells collectors which streams to expect, and how many copies have left.
+
+One worker thread a collector, so that one that does not answer holds up nobody. A worker sends the whole set of streams, then
+totals; after any failure it starts again with the whole set. See docs/architecture.md, "The control channel".
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from vtap_agent.errors import Retry, TellUser, VtapError
+from vtap_agent.plan.streams import ControlEndpoint, Stream, StreamId, StreamSet
+
+log = logging.getLogger(__name__)
+
+REQUEST_TIMEOUT = 2.0
+LINGER = 2.0
+"""Seconds a stream stays announced after its last copy may have left, so that copies on their way are still known."""
+TOTALS_EVERY = 1.0
+TOTALS_IDLE_EVERY = 10.0
+BACKOFF_FIRST, BACKOFF_LAST = 0.2, 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What has left of one stream: wire packets, and the sequence number that the next copy will carry."""
+
+    sent: int
+    next_sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledgement:
+    """What one collector has confirmed; `problem` is a sentence, empty while it answers."""
+
+    streams: frozenset[StreamId] = frozenset()
+    problem: str = ""
+
+
+class Announcer:
+    """Keeps every collector's knowledge of this node's streams up to date. Thread-safe."""
+
+    def __init__(self, node: str, on_change: Callable[[], None]) -> None:
+        self._node = node
+        self._on_change = on_change
+        self._workers: dict[str, _Worker] = {}
+
+    def submit(self, wanted: Mapping[str, StreamSet]) -> None:
+        """Make `wanted` (by destination) known. Returns at once; `on_change` is called when an answer changes something."""
+        for destination in self._workers.keys() - wanted.keys():
+            self._workers.pop(destination).retire()
+        for destination, streams in wanted.items():
+            worker = self._workers.get(destination)
+            if worker is None:
+                worker = self._workers[destination] = _Worker(self._node, streams, self._on_change)
+                worker.start()
+            else:
+                worker.submit(streams)
+
+    def report(self, totals: Mapping[StreamId, Totals]) -> None:
+        """The newest totals of all streams, including those that ended lately."""
+        for worker in self._workers.values():
+            worker.report(totals)
+
+    def acknowledgements(self) -> dict[str, Acknowledgement]:
+        """By destination."""
+        return {destination: worker.acknowledgement for destination, worker in self._workers.items()}
+
+    def stop(self) -> None:
+        """Stop all workers. Streams stay announced: copies may go on without the agent until the lease ends."""
+        for worker in self._workers.values():
+            worker.stop()
+        for worker in self._workers.values():
+            worker.join(REQUEST_TIMEOUT + 1)
+
+
+class _Worker(threading.Thread):
+    def __init__(self, node: str, wanted: StreamSet, on_change: Callable[[], None]) -> None:
+        super().__init__(name=f"announce {wanted.destination}", daemon=True)
+        self._node = node
+        self._wanted = wanted
+        self._on_change = on_change
+        self._totals: Mapping[StreamId, Totals] = {}
+        self._lingering: dict[StreamId, tuple[Stream, float]] = {}
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._retiring = False
+        self.acknowledgement = Acknowledgement()
+
+    def submit(self, wanted: StreamSet) -> None:
+        with self._wake:
+            if wanted == self._wanted:
+                return
+            self._linger(wanted)
+            self._wanted = wanted
+            self._wake.notify()
+
+    def report(self, totals: Mapping[StreamId, Totals]) -> None:
+        with self._wake:
+            self._totals = totals
+
+    def retire(self) -> None:
+        """Nothing is wanted here any more: withdraw what is announced, then end."""
+        with self._wake:
+            nothing = replace(self._wanted, streams=())
+            self._linger(nothing)
+            self._wanted = nothing
+            self._retiring = True
+            self._wake.notify()
+
+    def stop(self) -> None:
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+
+    def _linger(self, wanted: StreamSet) -> None:
+        until = time.monotonic() + LINGER
+        still = {stream.id for stream in wanted.streams}
+        for stream in self._wanted.streams:
+            if stream.id not in still and stream.id in self.acknowledgement.streams:
+                self._lingering[stream.id] = (stream, until)
+        for stream_id in still & self._lingering.keys():
+            del self._lingering[stream_id]
+
+    def run(self) -> None:
+        delivery = _Delivery(self._path("streams"), self._path("totals"))
+        backoff = BACKOFF_FIRST
+        while (due := self._await_work(delivery.announced)) is not None:
+            try:
+                delivery.deliver(due, self._select(due))
+                self._answer(Acknowledgement(frozenset(stream.id for stream in due.streams)))
+                backoff = BACKOFF_FIRST
+            except VtapError as error:
+                self._answer(replace(self.acknowledgement, problem=str(error)))
+                if not self._pause(backoff):
+                    return
+                backoff = min(BACKOFF_LAST, backoff * 2)
+
+    def _await_work(self, announced: StreamSet | None) -> StreamSet | None:
+        """What to announce now: at once where it changed, else when totals are due. None ends the worker."""
+        with self._wake:
+            due = self._current()
+            if announced == due and not self._stopping:
+                if self._retiring and not self._lingering:
+                    return None
+                self._wake.wait(self._next_linger(TOTALS_EVERY))
+                due = self._current()
+            return None if self._stopping else due
+
+    def _pause(self, seconds: float) -> bool:
+        """After a failure; False where trying again is pointless."""
+        with self._wake:
+            if not self._stopping:
+                self._wake.wait(seconds)
+            given_up = self._retiring and not self._current().streams
+            return not (self._stopping or given_up)
+
+    def _current(self) -> StreamSet:
+        """What should be announced now: what is wanted and what still lingers."""
+        now = time.monotonic()
+        self._lingering = {stream_id: entry for stream_id, entry in self._lingering.items() if entry[1] > now}
+        late = tuple(stream for stream, _until in self._lingering.values())
+        return replace(self._wanted, streams=tuple(sorted((*self._wanted.streams, *late), key=lambda stream: stream.id)))
+
+    def _next_linger(self, otherwise: float) -> float:
+        now = time.monotonic()
+        return min([otherwise, *(max(0.0, until - now) for _stream, until in self._lingering.values())])
+
+    def _select(self, due: StreamSet) -> dict[StreamId, Totals]:
+        with self._wake:
+            known = self._totals
+        return {stream.id: known[stream.id] for stream in due.streams if stream.id in known}
+
+    def _answer(self, acknowledgement: Acknowledgement) -> None:
+        if acknowledgement == self.acknowledgement:
+            return
+        if acknowledgement.problem and acknowledgement.problem != self.acknowledgement.problem:
+            log.warning("destination %s: %s", self._wanted.destination, acknowledgement.problem)
+        self.acknowledgement = acknowledgement
+        self._on_change()
+
+    def _path(self, what: str) -> str:
+        return f"/v1/nodes/{quote(self._node, safe='')}/{what}"
+
+
+class _Delivery:
+    """What one collector has been told on the present connection; told afresh after any failure."""
+
+    def __init__(self, streams_path: str, totals_path: str) -> None:
+        self._client = _Client()
+        self._streams_path = streams_path
+        self._totals_path = totals_path
+        self._posted: Mapping[StreamId, Totals] = {}
+        self._posted_at = 0.0
+        self.announced: StreamSet | None = None
+
+    def deliver(self, due: StreamSet, totals: Mapping[StreamId, Totals]) -> None:
+        """Totals first: a stream that is about to be withdrawn gets its last word."""
+        before, self.announced = self.announced, None
+        overdue = time.monotonic() - self._posted_at >= TOTALS_IDLE_EVERY
+        if before is not None and (overdue or totals != self._posted):
+            self._client.request(due.endpoint, "POST", self._totals_path, _totals_body(totals))
+            self._posted, self._posted_at = totals, time.monotonic()
+        if before != due:
+            self._client.request(due.endpoint, "PUT", self._streams_path, _streams_body(due))
+        self.announced = due
+
+
+def _streams_body(streams: StreamSet) -> dict[str, Any]:
+    return {
+        "version": 1,
+        "addresses": list(streams.addresses),
+        "taiOffset": tai_offset(),
+        "streams": [
+            {
+                "key": stream.key,
+                "incarnation": stream.incarnation,
+                "trailer": stream.trailer,
+                "tap": {"namespace": stream.point.tap_namespace, "name": stream.point.tap_name},
+                "pod": {
+                    "namespace": stream.point.pod_namespace,
+                    "name": stream.point.pod_name,
+                    "uid": stream.point.pod_uid,
+                },
+                "interface": stream.point.interface,
+                "direction": stream.point.direction.value,
+                "snapLength": stream.snap_length,
+            }
+            for stream in streams.streams
+        ],
+    }
+
+
+def _totals_body(totals: Mapping[StreamId, Totals]) -> dict[str, Any]:
+    return {
+        "streams": [
+            {"key": key, "incarnation": incarnation, "sent": value.sent, "nextSequence": value.next_sequence}
+            for (key, incarnation), value in sorted(totals.items())
+        ]
+    }
+
+
+def tai_offset() -> int:
+    """Seconds by which this kernel's CLOCK_TAI is ahead of UTC; 0 where nobody has set it (adjtimex(2))."""
+    return round(time.clock_gettime(time.CLOCK_TAI) - time.clock_gettime(time.CLOCK_REALTIME))
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=REQUEST_TIMEOUT)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(REQUEST_TIMEOUT)
+        self.sock.connect(self._path)
+
+
+class _Client:
+    """One kept-alive connection to one endpoint."""
+
+    def __init__(self) -> None:
+        self._endpoint: ControlEndpoint | None = None
+        self._connection: http.client.HTTPConnection | None = None
+
+    def request(self, endpoint: ControlEndpoint, method: str, path: str, body: Mapping[str, Any]) -> None:
+        """Raises Retry where nobody answers, TellUser where the answer is a refusal."""
+        try:
+            connection = self._connect(endpoint)
+            connection.request(method, path, json.dumps(body), _headers(endpoint))
+            answer = connection.getresponse()
+            text = answer.read(65536).decode("utf-8", "replace")
+        except (OSError, http.client.HTTPException) as error:
+            self._close()
+            raise Retry(
+                f"the collector at {endpoint.url} does not answer ({error}); check that it runs and is reachable"
+            ) from error
+        if answer.status == http.HTTPStatus.UNAUTHORIZED:
+            raise TellUser(f"the collector at {endpoint.url} refuses our token; give both the same file")
+        if answer.status >= http.HTTPStatus.BAD_REQUEST:
+            raise TellUser(f"the collector at {endpoint.url} refuses our streams: {_error_of(text)}")
+
+    def _connect(self, endpoint: ControlEndpoint) -> http.client.HTTPConnection:
+        if self._connection is None or endpoint != self._endpoint:
+            self._close()
+            self._endpoint = endpoint
+            self._connection = _new_connection(endpoint.url)
+        return self._connection
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+def _new_connection(url: str) -> http.client.HTTPConnection:
+    if url.startswith("unix:"):
+        return _UnixConnection(url.removeprefix("unix:"))
+    parts = urlsplit(url)
+    return http.client.HTTPConnection(parts.hostname or "", parts.port or 80, timeout=REQUEST_TIMEOUT)
+
+
+def _headers(endpoint: ControlEndpoint) -> dict[str, str]:
+    headers = {"Content-Type": "application/json"}
+    if endpoint.token_file:
+        try:
+            token = Path(endpoint.token_file).read_text(encoding="ascii").strip()
+        except (OSError, ValueError) as error:
+            raise TellUser(f"{endpoint.token_file}: the token cannot be read ({error}); create the file") from error
+        headers["Authorization"] = f"Bearer {token}"
+    return headers
+
+
+def _error_of(text: str) -> str:
+    try:
+        return str(json.loads(text)["error"])
+    except (ValueError, KeyError, TypeError):
+        return text[:200] or "no reason given"

@@ -1,0 +1,162 @@
+"""The agent's side of the ledger: counters of live tap points, and what is kept of those that are gone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vtap_agent.plan.dataplane import Direction, NodeCounters, PointCounters, TapPointName
+
+MAX_CLOSED = 1000
+"""Closed tap points that keep a row of their own; older ones go into one sum a tap."""
+SUMMED = "*"
+"""Stands for pod, interface and key in such a sum."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Counters of one stream. `closed` rows no longer grow."""
+
+    key: int
+    incarnation: str
+    name: TapPointName
+    destination: str
+    counters: PointCounters
+    closed: bool = False
+
+
+def attribute_pair_drops(points: Mapping[int, PointCounters], pair_dropped: int) -> dict[int, PointCounters]:
+    """Add the pair's device drops to the tap points that miss segments, as the reason ``pair``.
+
+    The device counts drops of the whole node. A tap point cannot have lost more than it handed over and did not get back,
+    so drops are given out up to that deficit, in slot order. What the device did not count stays unexplained: it shows up as
+    unaccounted, which is the point of counting on both sides.
+    """
+    left = pair_dropped
+    result: dict[int, PointCounters] = {}
+    for slot, counters in sorted(points.items()):
+        share = min(left, max(0, counters.handed - counters.arrived))
+        left -= share
+        result[slot] = with_drop(counters, "pair", share)
+    return result
+
+
+def with_drop(counters: PointCounters, reason: str, packets: int) -> PointCounters:
+    """`counters` with `packets` more dropped for `reason`."""
+    if packets == 0:
+        return counters
+    return replace(counters, dropped={**counters.dropped, reason: counters.dropped.get(reason, 0) + packets})
+
+
+def add(left: PointCounters, right: PointCounters) -> PointCounters:
+    """Field by field; `next_sequence` means nothing in a sum and stays 0."""
+    reasons = left.dropped.keys() | right.dropped.keys()
+    return PointCounters(
+        seen=left.seen + right.seen,
+        seen_bytes=left.seen_bytes + right.seen_bytes,
+        excluded=left.excluded + right.excluded,
+        unsampled=left.unsampled + right.unsampled,
+        limited=left.limited + right.limited,
+        handed=left.handed + right.handed,
+        arrived=left.arrived + right.arrived,
+        sent=left.sent + right.sent,
+        sent_bytes=left.sent_bytes + right.sent_bytes,
+        dropped={reason: left.dropped.get(reason, 0) + right.dropped.get(reason, 0) for reason in reasons},
+        duplicated=left.duplicated + right.duplicated,
+    )
+
+
+def close(closed: Iterable[Row], gone: Iterable[Row], limit: int = MAX_CLOSED) -> tuple[Row, ...]:
+    """`closed` with the rows that just ended; beyond `limit` the oldest are summed up by tap."""
+    rows = [*closed, *(replace(row, closed=True) for row in gone)]
+    sums: dict[tuple[str, str, Direction], Row] = {}
+    singles: list[Row] = []
+    for row in rows:
+        if row.name.pod_name == SUMMED:
+            sums[_sum_key(row)] = row
+        else:
+            singles.append(row)
+    for row in singles[: max(0, len(singles) - limit)]:
+        known = sums.get(_sum_key(row))
+        sums[_sum_key(row)] = _summed(row, known.counters if known else PointCounters())
+    return (*sums.values(), *singles[max(0, len(singles) - limit) :])
+
+
+def _sum_key(row: Row) -> tuple[str, str, Direction]:
+    return (row.name.tap_namespace, row.name.tap_name, row.name.direction)
+
+
+def _summed(row: Row, onto: PointCounters) -> Row:
+    name = replace(row.name, pod_namespace=SUMMED, pod_name=SUMMED, pod_uid=SUMMED, interface=SUMMED)
+    return Row(0, SUMMED, name, SUMMED, add(onto, row.counters), closed=True)
+
+
+def row_to_json(row: Row) -> dict[str, Any]:
+    """One row of ``GET /v1/ledger``, and of the state file for closed rows."""
+    name, counters = row.name, row.counters
+    return {
+        "key": row.key,
+        "incarnation": row.incarnation,
+        "tap": {"namespace": name.tap_namespace, "name": name.tap_name},
+        "pod": {"namespace": name.pod_namespace, "name": name.pod_name, "uid": name.pod_uid},
+        "interface": name.interface,
+        "direction": name.direction.value,
+        "destination": row.destination,
+        "closed": row.closed,
+        "seen": counters.seen,
+        "seenBytes": counters.seen_bytes,
+        "excluded": counters.excluded,
+        "unsampled": counters.unsampled,
+        "limited": counters.limited,
+        "handed": counters.handed,
+        "arrived": counters.arrived,
+        "dropped": dict(sorted(counters.dropped.items())),
+        "sent": counters.sent,
+        "sentBytes": counters.sent_bytes,
+        "nextSequence": counters.next_sequence,
+        "duplicated": counters.duplicated,
+    }
+
+
+def row_from_json(data: Mapping[str, Any]) -> Row:
+    """The inverse of `row_to_json`. Raises KeyError, TypeError or ValueError for anything else."""
+    tap, pod = data["tap"], data["pod"]
+    name = TapPointName(
+        str(tap["namespace"]),
+        str(tap["name"]),
+        str(pod["namespace"]),
+        str(pod["name"]),
+        str(pod["uid"]),
+        str(data["interface"]),
+        Direction(data["direction"]),
+    )
+    counters = PointCounters(
+        seen=int(data["seen"]),
+        seen_bytes=int(data["seenBytes"]),
+        excluded=int(data["excluded"]),
+        unsampled=int(data["unsampled"]),
+        limited=int(data["limited"]),
+        handed=int(data["handed"]),
+        arrived=int(data["arrived"]),
+        sent=int(data["sent"]),
+        sent_bytes=int(data["sentBytes"]),
+        next_sequence=int(data["nextSequence"]),
+        dropped={str(reason): int(count) for reason, count in data["dropped"].items()},
+        duplicated=int(data["duplicated"]),
+    )
+    return Row(int(data["key"]), str(data["incarnation"]), name, str(data["destination"]), counters, bool(data["closed"]))
+
+
+def ledger_to_json(node: str, rows: Iterable[Row], counters: NodeCounters) -> dict[str, Any]:
+    """The answer to ``GET /v1/ledger``."""
+    return {
+        "node": node,
+        "points": [row_to_json(row) for row in rows],
+        "unattributed": {f"{key.bridge} {key.direction.value}": count for key, count in sorted(counters.unattributed.items())},
+        "pair": {
+            "handed": sum(point.handed for point in counters.points.values()),
+            "arrived": sum(point.arrived for point in counters.points.values()),
+            "dropped": counters.pair_dropped,
+        },
+    }

@@ -1,0 +1,235 @@
+"""From the selected tap points and their slots to the desired data plane and what collectors are told. Pure."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from vtap_agent.plan import verdicts
+from vtap_agent.plan.dataplane import (
+    ANY_VLAN,
+    MAX_POINTS_PER_SOURCE,
+    DataPlane,
+    Destination,
+    DestinationState,
+    Mirror,
+    MirrorKey,
+    Source,
+    TapPoint,
+)
+from vtap_agent.plan.destinations import ResolvedDestination
+from vtap_agent.plan.inventory_model import BridgePort, Inventory, NextHop, NextHopState
+from vtap_agent.plan.selection import Candidate, Selection
+from vtap_agent.plan.slots import SlotTable
+from vtap_agent.plan.streams import Stream, StreamId, StreamSet
+from vtap_agent.plan.verdicts import PointState, PointVerdict, TapVerdict
+
+Announced = Mapping[str, frozenset[StreamId]]
+"""What each collector has acknowledged, by destination."""
+
+STATES = {
+    NextHopState.REACHABLE: DestinationState.READY,
+    NextHopState.NO_ROUTE: DestinationState.NO_ROUTE,
+    NextHopState.NO_NEIGHBOUR: DestinationState.NO_NEIGHBOUR,
+    NextHopState.LOOP: DestinationState.NOT_READY,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The outcome of planning: the data plane, each collector's streams by destination, and a verdict for each tap."""
+
+    dataplane: DataPlane
+    announcements: Mapping[str, StreamSet]
+    verdicts: tuple[TapVerdict, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """A candidate with its slot. `feeds` is False while its collector has not acknowledged it, or another sentence refuses it."""
+
+    candidate: Candidate
+    point: TapPoint
+    stream: Stream | None
+    feeds: bool
+    verdict: PointVerdict
+
+
+def assemble(selection: Selection, slots: SlotTable, first_key: int, announced: Announced, inventory: Inventory) -> Plan:
+    """The data plane for the selected points that have a slot.
+
+    A stream to a collector is fed only once the collector has acknowledged it, so that the first copy already finds its name
+    there. Streams to other people's endpoints are fed at once. `first_key` is the first key of the node's block.
+    """
+    hops = {name: _next_hop(item, inventory) for name, item in selection.destinations.items()}
+    placed, refused = _place(selection, slots, first_key, announced, hops)
+    placed = _limit_crowded(placed)
+    fed = [item for item in placed if item.feeds]
+    used = {item.point.destination for item in placed}
+    dataplane = DataPlane(
+        mirrors=_mirrors(fed),
+        sources=_sources(fed),
+        points=tuple(sorted((item.point for item in placed), key=lambda point: point.slot)),
+        programs={item.point.program: selection.programs[item.point.program] for item in placed},
+        destinations={name: _destination(item, hops[name]) for name, item in selection.destinations.items() if name in used},
+        peer_sets=selection.peer_sets,
+    )
+    return Plan(dataplane, _announcements(selection, placed, hops), _told(selection, placed, refused))
+
+
+def _place(
+    selection: Selection, slots: SlotTable, first_key: int, announced: Announced, hops: Mapping[str, NextHop]
+) -> tuple[list[_Placed], list[tuple[Candidate, PointVerdict]]]:
+    tapped = frozenset(candidate.interface.host_ifindex for candidate in selection.candidates)
+    placed: list[_Placed] = []
+    refused: list[tuple[Candidate, PointVerdict]] = []
+    for candidate in selection.candidates:
+        assignment = slots.assigned.get(candidate.stream)
+        destination, hop = selection.destinations[candidate.destination], hops[candidate.destination]
+        if _loops(hop, tapped):
+            sentence = verdicts.loop(destination.remote, hop)
+            refused.append((candidate, verdicts.point_verdict(candidate.name, PointState.REFUSED, "Loop", sentence)))
+        elif assignment is None:
+            sentence = verdicts.no_key(slots.size)
+            refused.append((candidate, verdicts.point_verdict(candidate.name, PointState.REFUSED, "NoKey", sentence)))
+        else:
+            key = first_key + assignment.slot
+            point = TapPoint(
+                candidate.name, assignment.slot, key, assignment.incarnation, candidate.program, candidate.destination
+            )
+            placed.append(_placed(candidate, point, destination, hop, selection, announced))
+    return placed, refused
+
+
+def _placed(
+    candidate: Candidate,
+    point: TapPoint,
+    destination: ResolvedDestination,
+    hop: NextHop,
+    selection: Selection,
+    announced: Announced,
+) -> _Placed:
+    where = f"{candidate.port.name} on {candidate.port.bridge}"
+    delivery = verdicts.delivery_verdict(candidate.name, destination.remote, hop, where)
+    if destination.control is None:
+        return _Placed(candidate, point, None, True, delivery)
+    snap_length = selection.programs[candidate.program].snap_length
+    stream = Stream(point.key, point.incarnation, candidate.name, snap_length, destination.trailer)
+    if stream.id in announced.get(candidate.destination, frozenset()):
+        return _Placed(candidate, point, stream, True, delivery)
+    if hop.state is not NextHopState.REACHABLE:
+        return _Placed(candidate, point, stream, False, delivery)
+    sentence = verdicts.announcing(destination.name)
+    waiting = verdicts.point_verdict(candidate.name, PointState.WAITING, "Announcing", sentence)
+    return _Placed(candidate, point, stream, False, waiting)
+
+
+def _limit_crowded(placed: Iterable[_Placed]) -> list[_Placed]:
+    """Refuse what one source has no room for, newest slots first."""
+    count: dict[tuple[MirrorKey, str], int] = defaultdict(int)
+    result: list[_Placed] = []
+    for item in sorted(placed, key=lambda entry: entry.point.slot):
+        if item.feeds:
+            source = (item.candidate.mirror, item.candidate.interface.mac)
+            count[source] += 1
+            if count[source] > MAX_POINTS_PER_SOURCE:
+                sentence = verdicts.too_many(item.candidate.interface)
+                refusal = verdicts.point_verdict(item.candidate.name, PointState.REFUSED, "TooManyTaps", sentence)
+                result.append(replace(item, feeds=False, verdict=refusal))
+                continue
+        result.append(item)
+    return result
+
+
+def _next_hop(destination: ResolvedDestination, inventory: Inventory) -> NextHop:
+    return inventory.next_hops.get(destination.remote, NextHop(destination.remote, NextHopState.NO_ROUTE))
+
+
+def _loops(hop: NextHop, tapped: frozenset[int]) -> bool:
+    return hop.state is NextHopState.LOOP or (hop.ifindex != 0 and hop.ifindex in tapped)
+
+
+def _destination(resolved: ResolvedDestination, hop: NextHop) -> Destination:
+    remote = ipaddress.ip_address(resolved.remote).packed
+    return Destination(
+        name=resolved.name,
+        encapsulation=resolved.encapsulation,
+        state=STATES[hop.state],
+        remote=remote,
+        local=ipaddress.ip_address(hop.source).packed if hop.source else bytes(len(remote)),
+        ifindex=hop.ifindex,
+        source_mac=_mac(hop.source_mac),
+        gateway_mac=_mac(hop.gateway_mac),
+        mtu=hop.mtu,
+        port=resolved.port,
+        trailer=resolved.trailer,
+        oversize=resolved.oversize,
+        fixed_id=resolved.fixed_id,
+    )
+
+
+def _mac(text: str) -> bytes:
+    return bytes.fromhex(text.replace(":", "")) if text else bytes(6)
+
+
+def _vlan(port: BridgePort) -> tuple[int, bool]:
+    """(VLAN in the mirror's copy, whether only the bridge sees that tag), by vlan_mode of ovs-vswitchd.conf.db(5).
+
+    An access port's frames carry its tag only inside the bridge. On every other kind the pod itself may send and receive tags,
+    so any VLAN belongs to it; a native VLAN's tag is then kept, as the bridge tells it.
+    """
+    if port.tag and port.vlan_mode in ("", "access"):
+        return (port.tag, True)
+    return (ANY_VLAN, False)
+
+
+def _sources(fed: Iterable[_Placed]) -> tuple[Source, ...]:
+    grouped: dict[tuple[MirrorKey, int, str, bool], list[int]] = defaultdict(list)
+    for item in fed:
+        vlan, strip = _vlan(item.candidate.port)
+        grouped[(item.candidate.mirror, vlan, item.candidate.interface.mac, strip)].append(item.point.slot)
+    return tuple(
+        Source(mirror, vlan, _mac(mac), strip, tuple(sorted(slots)))
+        for (mirror, vlan, mac, strip), slots in sorted(grouped.items())
+    )
+
+
+def _mirrors(fed: Iterable[_Placed]) -> dict[MirrorKey, Mirror]:
+    ports: dict[MirrorKey, set[str]] = defaultdict(set)
+    for item in fed:
+        ports[item.candidate.mirror].add(item.candidate.port.uuid)
+    return {key: Mirror(key, frozenset(uuids)) for key, uuids in sorted(ports.items())}
+
+
+def _announcements(selection: Selection, placed: Iterable[_Placed], hops: Mapping[str, NextHop]) -> dict[str, StreamSet]:
+    streams: dict[str, list[Stream]] = defaultdict(list)
+    for item in placed:
+        if item.stream is not None:
+            streams[item.candidate.destination].append(item.stream)
+    sets: dict[str, StreamSet] = {}
+    for name, items in streams.items():
+        control = selection.destinations[name].control
+        source = hops[name].source
+        if control is not None and source:
+            sets[name] = StreamSet(name, control, (source,), tuple(sorted(items, key=lambda stream: stream.id)))
+    return sets
+
+
+def _told(
+    selection: Selection, placed: Iterable[_Placed], refused: Iterable[tuple[Candidate, PointVerdict]]
+) -> tuple[TapVerdict, ...]:
+    said: dict[tuple[str, str], list[PointVerdict]] = defaultdict(list)
+    for item in placed:
+        said[item.candidate.tap].append(item.verdict)
+    for candidate, verdict in refused:
+        said[candidate.tap].append(verdict)
+    return tuple(
+        replace(verdict, points=_in_order((*verdict.points, *said.get((verdict.namespace, verdict.name), []))))
+        for verdict in selection.verdicts
+    )
+
+
+def _in_order(points: Iterable[PointVerdict]) -> tuple[PointVerdict, ...]:
+    return tuple(sorted(points, key=lambda point: (point.pod_namespace, point.pod_name, point.interface, point.direction)))

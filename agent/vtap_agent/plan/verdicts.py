@@ -1,0 +1,118 @@
+"""What planning has to say of each tap and tap point: a state, a reason for machines, and a sentence that says what to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from vtap_agent.plan.dataplane import MAX_POINTS_PER_SOURCE, TapPointName
+from vtap_agent.plan.inventory_model import NextHop, NextHopState, Pod, PodInterface
+
+
+class PointState(StrEnum):
+    """How far a tap point has come."""
+
+    READY = "Ready"
+    WAITING = "Waiting"
+    REFUSED = "Refused"
+
+
+@dataclass(frozen=True, slots=True)
+class PointVerdict:
+    """What is to be said of one tap point, or of a pod that could have none (then `interface` may be empty)."""
+
+    pod_namespace: str
+    pod_name: str
+    interface: str
+    direction: str
+    state: PointState
+    reason: str
+    message: str
+    backend: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TapVerdict:
+    """What is to be said of one tap on this node. `refusal` is a sentence, empty for an accepted tap."""
+
+    namespace: str
+    name: str
+    generation: int
+    reason: str
+    refusal: str
+    matched_pods: int
+    destination: str
+    points: tuple[PointVerdict, ...] = ()
+
+
+def pod_refused(pod: Pod, interface: str, reason: str, sentence: str) -> PointVerdict:
+    """A pod, or one of its interfaces, that cannot be tapped."""
+    return PointVerdict(pod.ref.namespace, pod.ref.name, interface, "", PointState.REFUSED, reason, sentence)
+
+
+def point_verdict(name: TapPointName, state: PointState, reason: str, sentence: str) -> PointVerdict:
+    """A tap point in some state."""
+    return PointVerdict(
+        name.pod_namespace, name.pod_name, name.interface, name.direction.value, state, reason, sentence, "OVSMirror"
+    )
+
+
+def delivery_verdict(name: TapPointName, remote: str, hop: NextHop, mirrored_at: str) -> PointVerdict:
+    """A tap point that is programmed: whether its copies can leave."""
+    if hop.state is NextHopState.NO_ROUTE:
+        sentence = f"there is no route to {remote}: copies are dropped and counted as noRoute; add a route on the node"
+        return point_verdict(name, PointState.WAITING, "NoRoute", sentence)
+    if hop.state is NextHopState.NO_NEIGHBOUR:
+        sentence = (
+            f"the next hop to {remote} on {hop.ifname} does not answer: copies are dropped and counted as noNeighbour; "
+            "check that it is up"
+        )
+        return point_verdict(name, PointState.WAITING, "NoNeighbour", sentence)
+    return point_verdict(name, PointState.READY, "Programmed", f"mirrored at {mirrored_at}")
+
+
+def host_network(pod: Pod) -> str:
+    """Why a host-network pod is refused."""
+    return f"pod {pod.ref} uses the node's network; a tap on it would copy the whole node, so it is refused"
+
+
+def is_receiver(pod: Pod, addresses: frozenset[str]) -> str:
+    """Why a pod that receives copies is refused."""
+    return f"pod {pod.ref} receives copies at {', '.join(sorted(addresses))}; tapping it would loop, so it is refused"
+
+
+def no_interface(pod: Pod, wanted: tuple[str, ...], has: tuple[str, ...]) -> str:
+    """Why a pod has no tap point."""
+    if not has:
+        return f"pod {pod.ref} has no network interface yet"
+    return f"spec.interfaces: pod {pod.ref} has no interface {' or '.join(wanted)} (it has: {', '.join(sorted(has))})"
+
+
+def no_port(interface: PodInterface) -> str:
+    """Why an interface cannot be mirrored."""
+    where = f"{interface.host_name}, which is on no Open vSwitch bridge" if interface.host_name else "nothing on this node"
+    return (
+        f"pod {interface.pod} interface {interface.name} leads to {where}; "
+        "attach it to a bridge (ovs-vsctl add-port BRIDGE INTERFACE), or leave it out in spec.interfaces"
+    )
+
+
+def no_key(size: int) -> str:
+    """Why a stream has no key."""
+    return f"all {size} stream keys of this node are in use; select fewer pods or remove a tap"
+
+
+def loop(remote: str, hop: NextHop) -> str:
+    """Why copies may not be sent."""
+    via = f"through {hop.ifname}, which a tap copies," if hop.ifname else "to this very node"
+    return f"copies to {remote} would leave {via} and be copied again; send them over an interface that no tap selects"
+
+
+def announcing(destination: str) -> str:
+    """Why a stream is not fed yet."""
+    return f"waiting for the collector of TapDestination {destination!r} to acknowledge the stream"
+
+
+def too_many(interface: PodInterface) -> str:
+    """Why one more tap on a pod is refused."""
+    return f"more than {MAX_POINTS_PER_SOURCE} taps select pod {interface.pod} interface {interface.name}; remove or merge some"

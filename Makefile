@@ -1,0 +1,45 @@
+# Every habit of this repository is one target; `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory
+PYTHON := .venv/bin/python
+PYTEST_ARGS ?=
+FUZZ_SECONDS ?= 20
+KEEP ?=
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: setup
+setup: ## Install everything that the other targets need; they do it themselves as far as they need it
+	@scripts/setup all
+
+.PHONY: demo
+demo: ## See it work: a tap on real Open vSwitch, in network namespaces of its own (KEEP=1 leaves it running)
+	@scripts/setup demo
+	@exec $(PYTHON) -m vtap_lab.demo $(if $(filter-out 0 no,$(KEEP)),--keep)
+
+.PHONY: test
+test: ## Run the tests, at most 10 minutes (PYTEST_ARGS="-k lab" runs some of them)
+	@scripts/setup test
+	@$(PYTHON) -m pytest $(PYTEST_ARGS)
+
+.PHONY: check
+check: ## Lint, type-check, compare what is generated with its source, fuzz the collector (FUZZ_SECONDS=20)
+	@scripts/setup check
+	@FUZZ_SECONDS=$(FUZZ_SECONDS) scripts/check
+
+.PHONY: bench
+bench: ## Measure; prints tables and writes JSON under bench/results/
+	@scripts/setup bench
+	@$(PYTHON) -m bench
+
+.PHONY: clean
+clean: ## Remove everything that was built, installed here or left running by the demo and the tests
+	@PYTHONPATH=lab python3 -m vtap_lab.clean
+	@$(MAKE) -C collector clean
+	@rm -rf build .venv .cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,92 @@
+"""The agent and the collector as processes of a lab, and what their sockets answer."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vtap_lab.errors import LabError
+from vtap_lab.processes import LabProcess
+
+_ANSWER_TIMEOUT = 5.0
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=_ANSWER_TIMEOUT)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+def read(unix_socket: Path, path: str) -> bytes:
+    """GET from a daemon; LabError when it doesn't answer 200."""
+    connection = _UnixConnection(unix_socket)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        body = answer.read()
+    except (OSError, http.client.HTTPException) as broken:
+        raise LabError(f"GET {path} on {unix_socket}: {broken}") from broken
+    finally:
+        connection.close()
+    if answer.status != 200:
+        raise LabError(f"GET {path} on {unix_socket}: {answer.status} {body.decode(errors='replace').strip()}")
+    return body
+
+
+@dataclass
+class Daemon:
+    """A daemon that serves HTTP on a Unix socket."""
+
+    process: LabProcess
+    socket: Path
+
+    def answers(self) -> bool:
+        """Whether it says that it is well."""
+        try:
+            read(self.socket, "/healthz")
+        except LabError:
+            return False
+        return True
+
+    def get(self, path: str) -> Any:
+        """What it answers to GET, decoded from JSON."""
+        return json.loads(read(self.socket, path))
+
+    def metrics(self) -> str:
+        """Its metrics in Prometheus' text format."""
+        return read(self.socket, "/metrics").decode()
+
+    def stop(self) -> int:
+        """SIGTERM; its exit status."""
+        return self.process.stop()
+
+    def kill(self) -> None:
+        """SIGKILL, as a crash would."""
+        self.process.kill()
+
+
+@dataclass
+class Agent(Daemon):
+    """vtap-agent."""
+
+
+@dataclass
+class Collector(Daemon):
+    """vtap-collector. `host` is its address as it stands in a URL."""
+
+    directory: Path
+    host: str
+    token: Path
+
+    def captures(self) -> list[Path]:
+        """The pcapng files it has written, oldest first."""
+        return sorted(self.directory.glob("*/*/*.pcapng"), key=lambda path: path.stat().st_mtime_ns)

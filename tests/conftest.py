@@ -1,0 +1,37 @@
+"""Fixtures that tests of every kind share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from vtap_lab import preflight
+from vtap_lab.lab import Lab, LabOptions
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if isinstance(item, pytest.Function) and {"lab", "shared_lab"} & set(item.fixturenames):
+            item.add_marker(pytest.mark.lab)
+
+
+def _make_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    if reason := preflight.why_no_lab():
+        # Where changes are judged, a machine that can't hold a lab is itself the failure.
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+    options = getattr(request, "param", LabOptions())
+    with Lab(options) as lab:
+        yield lab
+
+
+@pytest.fixture
+def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """A lab of the test's own, without pods; parametrize it indirectly with `LabOptions` for another kind."""
+    yield from _make_lab(request)
+
+
+@pytest.fixture(scope="module")
+def shared_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """A lab that the tests of one module share; they leave it as they found it."""
+    yield from _make_lab(request)

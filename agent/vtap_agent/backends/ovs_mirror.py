@@ -1,0 +1,213 @@
+"""Copies by Open vSwitch mirrors: see what is, apply steps in one transaction, and believe counters."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from vtap_agent.backends.flow_purge import FlowPurger
+from vtap_agent.backends.mirror_commands import PORT_OTHER_CONFIG, TAP_MTU, command
+from vtap_agent.drivers.ovsdb import OvsdbConnection, Tables, first
+from vtap_agent.drivers.unixctl import DatapathCounters
+from vtap_agent.plan.dataplane import DataPlane, Direction, Mirror, MirrorKey
+from vtap_agent.plan.mirror_health import MirrorHealth, MirrorReading, MirrorSample, health, purge_after_change
+from vtap_agent.plan.mirrors import (
+    ChangeMirror,
+    CreateMirror,
+    DeleteMirror,
+    MirrorStep,
+    ObservedBridge,
+    ObservedMirror,
+    ObservedMirrors,
+    ObservedPort,
+    Stamp,
+    diff,
+    is_ours,
+    read_stamp,
+    refusals,
+    tap_port_name,
+    unlike,
+)
+from vtap_agent.plan.steps import Step
+
+SAMPLE_INTERVAL = 1.0
+"""Seconds that two samples are apart at least, so that there is something to compare."""
+PURGE_BACKOFF_FIRST, PURGE_BACKOFF_LAST = 2.0, 300.0
+"""Seconds between purges that the counters ask for, doubling: where the first did not help, more seldom will."""
+
+
+class OvsMirrorBackend:
+    """The mirrors and tap ports of this node. Call it from one thread."""
+
+    def __init__(self, connection: OvsdbConnection, node: str, generation: int = 0) -> None:
+        self._connection = connection
+        self._stamp = Stamp(node, generation)
+        self._purger = FlowPurger(connection.vswitchd)
+        self._sample: MirrorSample | None = None
+        self._health: dict[MirrorKey, MirrorHealth] = {}
+        self._first_seen: dict[str, float] = {}
+        self._backoff: dict[MirrorKey, tuple[float, float]] = {}
+        self._owes_purge = False
+
+    @property
+    def purges(self) -> int:
+        """How often running flows were purged since the start."""
+        return self._purger.purges
+
+    @property
+    def purge_failures(self) -> int:
+        """How often vswitchd did not carry out a purge."""
+        return self._purger.failures
+
+    def tap_port_name(self, key: MirrorKey) -> str:
+        """The device that a mirror sends to. It must exist before a step adds it to the bridge."""
+        return tap_port_name(self._stamp.node, key)
+
+    def observe(self) -> ObservedMirrors:
+        """What the database says. Raises Wait where it is down."""
+        return self._connection.read(_observed)
+
+    def plan(self, wanted: DataPlane) -> tuple[MirrorStep, ...]:
+        """The steps from what is to `wanted`. Raises Wait where the database is down."""
+        return diff(self.observe(), wanted.mirrors, self._stamp)
+
+    def refusals(self, wanted: DataPlane) -> dict[MirrorKey, str]:
+        """The mirrors that cannot be had, and what a person has to change."""
+        return refusals(self.observe(), wanted.mirrors, self._stamp.node)
+
+    def apply(self, steps: Iterable[Step]) -> None:
+        """Apply the mirror steps among `steps` in one transaction. Raises Retry or Wait; then nothing or all was done."""
+        ours = [step for step in steps if isinstance(step, MirrorStep)]
+        if not ours:
+            return
+        self._owes_purge |= any(isinstance(step, CreateMirror | ChangeMirror | DeleteMirror) for step in ours)
+        self._connection.transact(lambda api: [command(api, step) for step in ours])
+        self._purge_after_change()
+
+    def _purge_after_change(self) -> None:
+        """Only once vswitchd has taken the change is a purge of use; after a Wait that is in a later pass."""
+        if self._owes_purge:
+            version = self._connection.snapshot().version
+            if purge_after_change(version):
+                self._purger.request(f"Open vSwitch {version} may not notice a mirror's change")
+            self._owes_purge = False
+
+    def verify(self, wanted: DataPlane) -> tuple[str, ...]:
+        """What still differs from `wanted` in the database, as sentences. Raises Wait where it is down."""
+        self._purge_after_change()
+        return unlike(self.observe(), wanted.mirrors, self._stamp)
+
+    def check_health(self) -> Mapping[MirrorKey, MirrorHealth]:
+        """Judge each mirror by the counters since the last call, and have running flows purged where these ask for it.
+
+        Calls within SAMPLE_INTERVAL of the last sample return the last judgement. Raises Wait where the database or vswitchd is
+        down.
+        """
+        now = time.monotonic()
+        if self._sample is not None and now - self._sample.at < SAMPLE_INTERVAL:
+            return self._health
+        current = self._take_sample(now)
+        previous, self._sample = self._sample, current
+        if previous is not None:
+            self._health = health(previous, current, current.at - previous.at)
+            self._purge_where_needed(now)
+        return self._health
+
+    def close(self) -> None:
+        """End the purger's thread. The connection is its owner's to close; mirrors stay."""
+        self._purger.close()
+
+    def _take_sample(self, now: float) -> MirrorSample:
+        observed = self.observe()
+        counters = self._connection.vswitchd.port_counters()
+        rows = {row.uuid for bridge in observed.bridges.values() for row in bridge.mirrors}
+        self._first_seen = {uuid: self._first_seen.get(uuid, now) for uuid in rows}
+        return sample(observed, counters, self._stamp.node, now, self._first_seen)
+
+    def _purge_where_needed(self, now: float) -> None:
+        for key, judged in self._health.items():
+            if not judged.needs_purge:
+                if judged.copies:
+                    self._backoff.pop(key, None)
+                continue
+            earliest, interval = self._backoff.get(key, (now, PURGE_BACKOFF_FIRST))
+            if now >= earliest:
+                self._backoff[key] = (now + interval, min(PURGE_BACKOFF_LAST, 2 * interval))
+                made = f"{judged.copies} copies where {judged.least} to {judged.most} were due"
+                self._purger.request(f"mirror {key.direction} of bridge {key.bridge} made {made}")
+
+
+def sample(
+    observed: ObservedMirrors,
+    counters: Mapping[str, DatapathCounters],
+    node: str,
+    now: float,
+    first_seen: Mapping[str, float],
+) -> MirrorSample:
+    """Join the rows of our mirrors with the datapath's counters. A tap port without counters is no device of the datapath."""
+    readings: dict[MirrorKey, MirrorReading] = {}
+    for bridge in observed.bridges.values():
+        for direction in Direction:
+            key = MirrorKey(bridge.name, direction)
+            name = tap_port_name(node, key)
+            row = next((row for row in bridge.mirrors if row.name == name and is_ours(row.stamp, node)), None)
+            if row is not None:
+                tap = counters.get(name)
+                readings[key] = MirrorReading(
+                    copies=0 if tap is None else tap.transmitted + tap.transmit_dropped,
+                    selected=_selected(bridge, row, direction, counters),
+                    held=row.has_statistics,
+                    age=now - first_seen.get(row.uuid, now),
+                )
+    return MirrorSample(now, readings)
+
+
+def _selected(
+    bridge: ObservedBridge, row: ObservedMirror, direction: Direction, counters: Mapping[str, DatapathCounters]
+) -> dict[str, int]:
+    names = sorted(bridge.ports[uuid] for uuid in row.selected(direction) if uuid in bridge.ports)
+    known = {name: counters[name] for name in names if name in counters}
+    return {name: count.received if direction is Direction.EGRESS else count.transmitted for name, count in known.items()}
+
+
+def _observed(tables: Tables) -> ObservedMirrors:
+    return ObservedMirrors({row.name: _bridge(row) for row in tables["Bridge"].rows.values()})
+
+
+def _bridge(row: Any) -> ObservedBridge:
+    stamped = [(port, read_stamp(port.external_ids)) for port in row.ports]
+    return ObservedBridge(
+        name=row.name,
+        ports={str(port.uuid): port.name for port in row.ports},
+        tap_ports=tuple(
+            ObservedPort(str(port.uuid), port.name, stamp, _as_made(port)) for port, stamp in stamped if stamp is not None
+        ),
+        mirrors=tuple(_mirror(mirror) for mirror in row.mirrors),
+    )
+
+
+def _as_made(port: Any) -> bool:
+    """Whether nobody has changed how copies leave the tap port: untouched tags, no MTU below the bridge's, no BPDUs."""
+    plain = not port.tag and not port.trunks and not port.vlan_mode
+    roomy = all(first(interface.mtu_request, 0) == TAP_MTU for interface in port.interfaces)
+    return plain and roomy and PORT_OTHER_CONFIG.items() <= dict(port.other_config).items()
+
+
+def _mirror(row: Any) -> ObservedMirror:
+    special = (row.select_all, row.select_vlan, row.output_vlan, row.snaplen, getattr(row, "filter", []))
+    return ObservedMirror(
+        uuid=str(row.uuid),
+        name=row.name,
+        stamp=read_stamp(row.external_ids),
+        select_src=frozenset(str(port.uuid) for port in row.select_src_port),
+        select_dst=frozenset(str(port.uuid) for port in row.select_dst_port),
+        output_port=first([str(port.uuid) for port in row.output_port], ""),
+        plain=not any(special),
+        has_statistics=bool(row.statistics),
+    )
+
+
+def mirrors_of(wanted: Iterable[Mirror]) -> dict[MirrorKey, Mirror]:
+    """By key, as `DataPlane.mirrors` holds them."""
+    return {mirror.key: mirror for mirror in wanted}

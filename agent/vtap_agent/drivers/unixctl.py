@@ -1,0 +1,149 @@
+"""ovs-vswitchd's control socket: what `ovs-appctl` speaks, JSON-RPC over a Unix socket (ovs-appctl(8))."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ovs.jsonrpc
+import ovs.poller
+import ovs.stream
+
+from vtap_agent.errors import Retry, Wait
+
+TIMEOUT = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class DatapathCounters:
+    """Packets of a datapath port, seen from the switch: `received` came from the port, `transmitted` were given to it."""
+
+    received: int
+    transmitted: int
+    transmit_dropped: int
+
+
+class Vswitchd:
+    """The vswitchd whose pid file lies in `run_dir`. Each call connects anew, so that restarts need no care. Thread-safe."""
+
+    def __init__(self, run_dir: Path, timeout: float = TIMEOUT) -> None:
+        self._run_dir = run_dir
+        self._timeout = timeout
+        self._version: tuple[int | None, str] = (None, "")
+
+    def pid(self) -> int | None:
+        """What the pid file says; it stays when the daemon is killed. None where there is no pid file."""
+        try:
+            return int((self._run_dir / "ovs-vswitchd.pid").read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def is_running(self) -> bool:
+        """Whether somebody listens on the control socket. Works across pid namespaces, where the pid itself says nothing."""
+        pid = self.pid()
+        if pid is None:
+            return False
+        return is_listening(self._socket(pid))
+
+    def version(self) -> str:
+        """Like "3.1.0"; empty where vswitchd says none. The database's `ovs_version` is whatever the start script wrote."""
+        pid = self.pid()
+        if self._version[0] != pid:
+            found = re.search(r"\d+\.\d+\S*", self.call("version"))
+            self._version = (pid, found[0] if found else "")
+        return self._version[1]
+
+    def call(self, command: str, *arguments: str) -> str:
+        """Run a control command and return what it prints. Raises Wait where vswitchd is down, Retry where it does not answer."""
+        pid = self.pid()
+        if pid is None:
+            raise Wait(f"ovs-vswitchd does not run: there is no pid file in {self._run_dir}")
+        deadline = time.monotonic() + self._timeout
+        code, stream = ovs.stream.Stream.open_block(
+            ovs.stream.Stream.open(f"unix:{self._socket(pid)}"), timeout=int(self._timeout * 1000)
+        )
+        if code:
+            raise Wait(f"ovs-vswitchd does not run: {os.strerror(code)} at {self._socket(pid)}")
+        connection = ovs.jsonrpc.Connection(stream)
+        try:
+            return self._exchange(connection, command, list(arguments), deadline)
+        finally:
+            connection.close()
+
+    def purge_flows(self) -> None:
+        """Forget every flow of every datapath, so that each is translated anew by its next packet. Everybody's flows."""
+        self.call("revalidator/purge")
+
+    def port_counters(self) -> dict[str, DatapathCounters]:
+        """Of every port of every datapath, as of now (the database's own are up to 5 s old)."""
+        return parse_ports(self.call("dpctl/show", "-s"))
+
+    def coverage(self) -> Mapping[str, int]:
+        """How often each of vswitchd's events has happened since it started."""
+        return parse_coverage(self.call("coverage/show"))
+
+    def _socket(self, pid: int) -> Path:
+        return self._run_dir / f"ovs-vswitchd.{pid}.ctl"
+
+    def _exchange(self, connection: Any, command: str, arguments: list[str], deadline: float) -> str:
+        request = ovs.jsonrpc.Message.create_request(command, arguments)
+        request_id = request.id
+        connection.send(request)
+        while True:
+            connection.run()
+            code, reply = connection.recv()
+            if code == 0 and reply.id == request_id:
+                if reply.error is not None:
+                    raise Retry(f"ovs-vswitchd refused {command}: {str(reply.error).strip()}")
+                return str(reply.result)
+            if code not in (0, errno.EAGAIN):
+                raise Wait(f"ovs-vswitchd ended while it ran {command}")
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise Retry(f"ovs-vswitchd did not answer {command} within {self._timeout:g} s")
+            poller = ovs.poller.Poller()
+            connection.wait(poller)
+            connection.recv_wait(poller)
+            poller.timer_wait(int(left * 1000) + 1)
+            poller.block()
+
+
+def is_listening(path: Path) -> bool:
+    """Whether somebody accepts connections at a Unix socket."""
+    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    with probe:
+        return probe.connect_ex(str(path)) in (0, errno.EAGAIN, errno.EINPROGRESS)
+
+
+_PORT = re.compile(r"^  port \d+: (\S+)")
+_RECEIVED = re.compile(r"^    RX packets:(\d+)")
+_TRANSMITTED = re.compile(r"^    TX packets:(\d+) errors:\S+ dropped:(\d+|\?)")
+
+
+def parse_ports(text: str) -> dict[str, DatapathCounters]:
+    """The output of `dpctl/show -s`, by interface name. Ports whose counters the datapath does not know ("?") are left out."""
+    counters: dict[str, DatapathCounters] = {}
+    name, received = "", None
+    for line in text.splitlines():
+        if found := _PORT.match(line):
+            name, received = found[1], None
+        elif found := _RECEIVED.match(line):
+            received = int(found[1])
+        elif (found := _TRANSMITTED.match(line)) and received is not None:
+            counters[name] = DatapathCounters(received, int(found[1]), 0 if found[2] == "?" else int(found[2]))
+    return counters
+
+
+_COVERAGE = re.compile(r"^(\w+)\s.*total: (\d+)$")
+
+
+def parse_coverage(text: str) -> Mapping[str, int]:
+    """The output of `coverage/show`: totals by event."""
+    return {found[1]: int(found[2]) for line in text.splitlines() if (found := _COVERAGE.match(line))}

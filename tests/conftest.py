@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+
 from vtap_lab import preflight
 from vtap_lab.lab import Lab, LabOptions
 

@@ -10,10 +10,17 @@ class LabError(Exception):
     """`str()` is a sentence that says what failed, with what the failing program printed."""
 
 
-def wait_for(condition: Callable[[], object], timeout: float, what: str, every: float = 0.02) -> None:
-    """Return once `condition()` is true; LabError saying that `what` did not happen after `timeout` seconds."""
+def comes_true(condition: Callable[[], object], timeout: float, every: float = 0.02) -> bool:
+    """Wait until `condition()` is true, for `timeout` seconds at most; whether it came true."""
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:
-            raise LabError(f"{what}: not within {timeout:g} s")
+            return False
         time.sleep(every)
+    return True
+
+
+def wait_for(condition: Callable[[], object], timeout: float, what: str, every: float = 0.02) -> None:
+    """Return once `condition()` is true; LabError saying that `what` did not happen within `timeout` seconds."""
+    if not comes_true(condition, timeout, every):
+        raise LabError(f"{what}: not within {timeout:g} s")

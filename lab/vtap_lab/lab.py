@@ -118,7 +118,12 @@ class Lab:
         )
         self.switch.start()
         self.switch.add_bridge(BRIDGE)
-        self.ip(self.node, f"link set {BRIDGE} up", f"addr add {_pod_address(0, 1)}/16 dev {BRIDGE}")
+        self.ip(
+            self.node,
+            f"link set {BRIDGE} up",
+            f"addr add {_pod_address(0, 1)}/16 dev {BRIDGE}",
+            f"addr add {_pod_address6(0, 1)}/64 dev {BRIDGE} nodad",
+        )
         self._write_pods()
 
     def _connect_collector(self) -> None:
@@ -245,7 +250,7 @@ class Lab:
             host_name=f"veth{number}",
             mac=f"02:76:74:00:{number >> 8:02x}:{number & 255:02x}",
             ipv4=_pod_address(vlan, number + 1),
-            ipv6=f"fd00:10:{vlan:x}::{number + 1:x}",
+            ipv6=_pod_address6(vlan, number + 1),
             vlan=vlan,
         )
         self._plug(pod, mtu or self.options.mtu)
@@ -267,6 +272,8 @@ class Lab:
             f"link set {pod.interface} up",
             f"addr add {pod.ipv4}/16 dev {pod.interface}",
             f"addr add {pod.ipv6}/64 dev {pod.interface} nodad",
+            f"route add default via {_pod_address(pod.vlan, 1)}",
+            f"-6 route add default via {_pod_address6(pod.vlan, 1)}",
         )
         if not self.options.userspace_tso and self.options.datapath == "netdev":
             # vswitchd passes partial checksums on as they are unless userspace TSO is on.
@@ -348,6 +355,10 @@ def _netns(where: str | Pod) -> str:
 def _pod_address(vlan: int, host: int) -> str:
     """10.0.0.0/8 in one /16 a VLAN. VLANs that are 240 apart share one, which the bridge keeps apart."""
     return f"10.{10 + vlan % 240}.{host >> 8}.{host & 255}"
+
+
+def _pod_address6(vlan: int, host: int) -> str:
+    return f"fd00:10:{vlan:x}:1::{host:x}"
 
 
 def _declaration(pod: Pod) -> dict[str, object]:

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from vtap_lab.errors import LabError, wait_for
+from vtap_lab.errors import LabError, comes_true
 from vtap_lab.switch import Switch
 
 ROOT = Path("/run/vtap-lab")
@@ -199,19 +199,11 @@ def end_processes_in(names: Iterable[str], spare: int | None = None) -> None:
             for handle in ours.values():
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(handle, number)
-            if _have_ended(ours):
+            if comes_true(lambda: not any(_runs(pid) for pid in ours), _END_TIMEOUT):
                 return
     finally:
         for handle in handles.values():
             os.close(handle)
-
-
-def _have_ended(pids: Iterable[int]) -> bool:
-    try:
-        wait_for(lambda: not any(_runs(pid) for pid in pids), _END_TIMEOUT, "processes end")
-    except LabError:
-        return False
-    return True
 
 
 def _runs(pid: int) -> bool:

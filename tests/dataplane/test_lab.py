@@ -137,11 +137,11 @@ def test_lab_whose_maker_was_killed_is_swept_by_the_next(outlives: bool) -> None
 
 def test_programs_end_with_a_killed_maker() -> None:
     maker, record = _make_elsewhere(outlives=False)
-    sleepers = [pid for pid in registry.processes_in(record.namespaces) if Path(f"/proc/{pid}/comm").read_text() == "sleep\n"]
-    assert len(sleepers) == 1
+    (pod,) = [name for name in record.namespaces if "-pod" in name]
+    wait_for(lambda: registry.processes_in([pod]), 5, "the pod's program starts")
     maker.kill()
     maker.wait()
-    wait_for(lambda: not Path(f"/proc/{sleepers[0]}").exists(), 5, "the pod's program ends")
+    wait_for(lambda: not registry.processes_in([pod]), 5, "the pod's program ends")
     registry.sweep()
 
 

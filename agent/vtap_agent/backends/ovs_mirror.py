@@ -10,7 +10,8 @@ from vtap_agent.backends.flow_purge import FlowPurger
 from vtap_agent.backends.mirror_commands import PORT_OTHER_CONFIG, TAP_MTU, command
 from vtap_agent.drivers.ovsdb import OvsdbConnection, Tables, first
 from vtap_agent.drivers.unixctl import DatapathCounters
-from vtap_agent.plan.dataplane import DataPlane, Direction, Mirror, MirrorKey
+from vtap_agent.errors import Wait
+from vtap_agent.plan.dataplane import DataPlane, Direction, MirrorKey
 from vtap_agent.plan.mirror_health import MirrorHealth, MirrorReading, MirrorSample, health, purge_after_change
 from vtap_agent.plan.mirrors import (
     ChangeMirror,
@@ -69,12 +70,12 @@ class OvsMirrorBackend:
         return self._connection.read(_observed)
 
     def plan(self, wanted: DataPlane) -> tuple[MirrorStep, ...]:
-        """The steps from what is to `wanted`. Raises Wait where the database is down."""
-        return diff(self.observe(), wanted.mirrors, self._stamp)
+        """The steps from what is to `wanted`. Raises Wait where the database is down, unless no mirror is wanted."""
+        return diff(self._observe_for(wanted), wanted.mirrors, self._stamp)
 
     def refusals(self, wanted: DataPlane) -> dict[MirrorKey, str]:
         """The mirrors that cannot be had, and what a person has to change."""
-        return refusals(self.observe(), wanted.mirrors, self._stamp.node)
+        return refusals(self._observe_for(wanted), wanted.mirrors, self._stamp.node)
 
     def apply(self, steps: Iterable[Step]) -> None:
         """Apply the mirror steps among `steps` in one transaction. Raises Retry or Wait; then nothing or all was done."""
@@ -94,29 +95,46 @@ class OvsMirrorBackend:
             self._owes_purge = False
 
     def verify(self, wanted: DataPlane) -> tuple[str, ...]:
-        """What still differs from `wanted` in the database, as sentences. Raises Wait where it is down."""
+        """What still differs from `wanted` in the database, as sentences. Raises as `plan`."""
         self._purge_after_change()
-        return unlike(self.observe(), wanted.mirrors, self._stamp)
+        return unlike(self._observe_for(wanted), wanted.mirrors, self._stamp)
 
-    def check_health(self) -> Mapping[MirrorKey, MirrorHealth]:
-        """Judge each mirror by the counters since the last call, and have running flows purged where these ask for it.
+    def check_health(self, wanted: DataPlane) -> Mapping[MirrorKey, MirrorHealth]:
+        """Judge each wanted mirror by the counters since the last call, and have running flows purged where these ask for it.
 
         Calls within SAMPLE_INTERVAL of the last sample return the last judgement. Raises Wait where the database or vswitchd is
         down.
         """
+        if not wanted.mirrors:
+            self._sample, self._health = None, {}
+            return self._health
         now = time.monotonic()
         if self._sample is not None and now - self._sample.at < SAMPLE_INTERVAL:
             return self._health
         current = self._take_sample(now)
         previous, self._sample = self._sample, current
         if previous is not None:
-            self._health = health(previous, current, current.at - previous.at)
+            judged = health(previous, current, current.at - previous.at)
+            self._health = {key: judged[key] for key in judged if key in wanted.mirrors}
             self._purge_where_needed(now)
         return self._health
+
+    def settle(self, timeout: float) -> bool:
+        """Wait until no purge is due or running, so that a change has reached every flow; False after `timeout` seconds."""
+        return self._purger.wait_idle(timeout)
 
     def close(self) -> None:
         """End the purger's thread. The connection is its owner's to close; mirrors stay."""
         self._purger.close()
+
+    def _observe_for(self, wanted: DataPlane) -> ObservedMirrors:
+        """A node without Open vSwitch is in order as long as nobody wants a mirror there."""
+        try:
+            return self.observe()
+        except Wait:
+            if wanted.mirrors:
+                raise
+            return ObservedMirrors({})
 
     def _take_sample(self, now: float) -> MirrorSample:
         observed = self.observe()
@@ -206,8 +224,3 @@ def _mirror(row: Any) -> ObservedMirror:
         plain=not any(special),
         has_statistics=bool(row.statistics),
     )
-
-
-def mirrors_of(wanted: Iterable[Mirror]) -> dict[MirrorKey, Mirror]:
-    """By key, as `DataPlane.mirrors` holds them."""
-    return {mirror.key: mirror for mirror in wanted}

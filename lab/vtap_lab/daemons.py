@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from vtap_lab.errors import LabError
 from vtap_lab.processes import LabProcess
 
@@ -81,11 +83,23 @@ class Agent(Daemon):
 
 @dataclass
 class Collector(Daemon):
-    """vtap-collector. `host` is its address as it stands in a URL."""
+    """vtap-collector. Copies go to `address`, the control channel is `url`."""
 
     directory: Path
-    host: str
+    address: str
+    url: str
     token: Path
+
+    def as_destination(self, name: str = "default", **spec: object) -> str:
+        """The TapDestination file that leads to it; `spec` adds fields such as ``oversize="Truncate"``."""
+        control = {"url": self.url, "tokenFile": str(self.token)}
+        resource = {
+            "apiVersion": "vtap.dev/v1alpha1",
+            "kind": "TapDestination",
+            "metadata": {"name": name},
+            "spec": {"collector": {"address": self.address, "control": control}, **spec},
+        }
+        return yaml.safe_dump(resource, sort_keys=False)
 
     def captures(self) -> list[Path]:
         """The pcapng files it has written, oldest first."""

@@ -320,7 +320,8 @@ class Lab:
             *arguments,
             name="collector",
         )
-        collector = Collector(process, self.run_dir / "collector.sock", directory, host, token)
+        url = f"http://{host}:{CONTROL_PORT}"
+        collector = Collector(process, self.run_dir / "collector.sock", directory, address, url, token)
         process.wait_ready(collector.answers, START_TIMEOUT, "answers")
         return collector
 

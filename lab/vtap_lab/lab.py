@@ -31,6 +31,8 @@ from vtap_lab.switch import Switch
 BRIDGE = "br0"
 START_TIMEOUT = 20.0
 
+NODE_BRIDGE_ADDRESS = "10.10.0.1"
+"""The node as the pods without a VLAN see it, and their default gateway."""
 NODE_ADDRESS = "198.18.1.2"
 NODE_ADDRESS6 = "fd00:198:1::2"
 COLLECTOR_ADDRESS = "198.18.2.2"

@@ -66,7 +66,7 @@ class LabelSelectorRequirement(Model):
 
     model_config = rules(
         (
-            "self.operator in ['In', 'NotIn'] ? has(self.values) && size(self.values) > 0 : !has(self.values) || size(self.values) == 0",
+            "(self.operator in ['In', 'NotIn']) == (has(self.values) && size(self.values) > 0)",
             "In and NotIn need values; Exists and DoesNotExist take none",
         )
     )
@@ -74,7 +74,7 @@ class LabelSelectorRequirement(Model):
     key: Annotated[str, LabelKey()]
     """The label's key."""
     operator: SelectorOperator
-    """`In` and `NotIn` compare with `values`, and an object without the label is NotIn; `Exists` and `DoesNotExist` ask for the key."""
+    """`In` and `NotIn` compare with `values` (without the label is NotIn); `Exists` and `DoesNotExist` ask for the key alone."""
     values: Annotated[tuple[Annotated[str, LabelValue], ...], Field(max_length=64, json_schema_extra=list_of("atomic"))] = ()
     """What `In` and `NotIn` compare with."""
 

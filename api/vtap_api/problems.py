@@ -30,7 +30,8 @@ class Problem:
         """The sentence without the file's name."""
         where = [f"line {self.line}"] if self.line else []
         where += [self.path] if self.path else []
-        return ": ".join([*where, f"{self.wrong}; {self.right}."])
+        end = "" if self.right.endswith("?") else "."
+        return ": ".join([*where, f"{self.wrong}; {self.right}{end}"])
 
     def __str__(self) -> str:
         return f"{self.file}: {self.sentence}" if self.file else self.sentence

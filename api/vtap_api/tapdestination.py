@@ -84,7 +84,7 @@ class CollectorControl(Model):
 
 
 class CollectorTarget(Model):
-    """A collector of ours. On one machine say where it is; in a cluster leave this empty, and the operator runs it and fills it in."""
+    """A collector of ours. On one machine say where it is; in a cluster leave this empty, and the operator runs one."""
 
     model_config = rules(
         ("has(self.address) == has(self.control)", "address and control go together"),
@@ -97,7 +97,7 @@ class CollectorTarget(Model):
     port: Port | None = None
     """UDP port for copies. Default: 4754 for GREInUDP, 4789 for VXLAN."""
     transport: Transport = Transport.GRE_IN_UDP
-    """How copies travel. GREInUDP carries original length, capture time and sequence numbers, and needs no privilege to receive."""
+    """How copies travel. GREInUDP carries original length, capture time and sequence numbers; receiving needs no privilege."""
     control: CollectorControl | None = None
     """How agents announce streams."""
 

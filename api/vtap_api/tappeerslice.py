@@ -40,7 +40,7 @@ class TapPeerSliceSpec(Model):
 
 
 class TapPeerSlice(Model):
-    """Addresses a peer selector resolves to, at most 1,000 a slice. Made by the operator in its own namespace; agents watch it."""
+    """Addresses a peer selector resolves to, at most 1,000. The operator makes it in its own namespace; agents watch it."""
 
     api_version: Literal["vtap.dev/v1alpha1"] = API_VERSION
     """`vtap.dev/v1alpha1`."""

@@ -13,7 +13,7 @@ from typing import Any, Never
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, core_schema
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from vtap_api.problems import fault, show
 
@@ -68,7 +68,7 @@ class Text:
         if not self.min_length <= len(value) <= self.max_length:
             raise fault(f"{show(value)} has {len(value)} characters", f"write {self._right()}, {self._length()}")
         if self.pattern and not re.fullmatch(self.pattern, value, re.ASCII):
-            raise fault(f"{show(value)} is not {self.what}", f"write {self._right()}")
+            raise fault(f"{show(value)} is not {self.what}", f"write one such as {self.such_as}")
         return value
 
     def _right(self) -> str:
@@ -93,8 +93,8 @@ class Text:
         return schema
 
 
-DnsLabel = Text(63, "a DNS label", "web-1", DNS_LABEL, min_length=1)
-DnsSubdomain = Text(253, "a DNS name", "web-1", DNS_SUBDOMAIN, min_length=1)
+DnsLabel = Text(63, "a DNS label", "web-1 (lower-case letters, digits and hyphens)", DNS_LABEL, min_length=1)
+DnsSubdomain = Text(253, "a DNS name", "web-1 (lower-case letters, digits, hyphens and dots)", DNS_SUBDOMAIN, min_length=1)
 LabelValue = Text(63, "a label value", "web", LABEL_VALUE)
 MacAddress = Text(17, "a MAC address", "02:00:5e:10:00:01", "[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}")
 AbsolutePath = Text(255, "an absolute path", "/run/vtap/collector.sock", r"/[^\x00-\x1f]+", min_length=2)
@@ -293,7 +293,7 @@ class StringMap:
         check_label_key(key)
         try:
             return self.value.check(text)
-        except Exception as error:
+        except PydanticCustomError as error:
             raise _moved(error, key) from None
 
     def __get_pydantic_core_schema__(self, _source: Any, _handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -304,9 +304,6 @@ class StringMap:
         return {"type": "object", "maxProperties": self.max_properties, "additionalProperties": values}
 
 
-def _moved(error: Exception, key: str) -> Exception:
-    from pydantic_core import PydanticCustomError
-
-    if not isinstance(error, PydanticCustomError) or not error.context:
-        return error
-    return fault(error.context["wrong"], error.context["right"], (key, *error.context["at"]))
+def _moved(error: PydanticCustomError, key: str) -> PydanticCustomError:
+    context = error.context or {}
+    return fault(context["wrong"], context["right"], (key, *context["at"]))

@@ -156,7 +156,7 @@ class Peer(Model):
     cidr: Annotated[str, Cidr()] | None = None
     """An IPv4 or IPv6 network, such as `10.96.0.10/32` or `fd00::/8`."""
     pod_selector: LabelSelector | None = None
-    """Pods by their labels: of the tap's own namespace, or of those that `namespaceSelector` selects. Means all addresses of these pods."""
+    """Pods by their labels, of the tap's own namespace or of those that `namespaceSelector` selects; all their addresses."""
     namespace_selector: LabelSelector | None = None
     """Namespaces by their labels; without `podSelector`, all pods in them."""
 
@@ -165,7 +165,7 @@ class Peer(Model):
         selects = self.pod_selector is not None or self.namespace_selector is not None
         if self.cidr is not None and selects:
             other = "podSelector" if self.pod_selector is not None else "namespaceSelector"
-            raise fault(f"has cidr and {other}", f"write one of them, and a rule of its own for the other")
+            raise fault(f"has cidr and {other}", "write one of them, and a rule of its own for the other")
         if self.cidr is None and not selects:
             raise fault("says nobody", "write cidr, podSelector or namespaceSelector, or leave peer out to mean everybody")
         return self
@@ -225,7 +225,8 @@ class FilterRule(Model):
     peer: Peer | None = None
     """The other end: the source of Ingress packets, the destination of Egress packets."""
     protocol: Annotated[str | int, _ProtocolType()] | None = None
-    """The IP protocol: TCP, UDP, SCTP, ICMP, ICMPv6, IGMP, GRE, ESP, AH, IPIP, IPv6, OSPF, PIM, VRRP, DCCP, UDPLite, or a number."""
+    """The IP protocol: a number, or one of TCP, UDP, SCTP, ICMP, ICMPv6, IGMP, GRE, ESP, AH, IPIP, IPv6, OSPF, PIM, VRRP, DCCP,
+    UDPLite."""
     pod_ports: Ports | None = None
     """Ports at the pod's end, any of them. Never matches fragments without a transport header."""
     peer_ports: Ports | None = None
@@ -356,7 +357,7 @@ class RateLimit(Model):
     bits_per_second: Annotated[Quantity, QuantityBetween(Quantity("1k"), Quantity("1T"))]
     """Bits a second, over all packets of a tap point, as a quantity."""
     burst: Annotated[Quantity, QuantityBetween(MIN_BURST, Quantity("1T"))] | None = None
-    """Bits that may pass at once after silence. Default: a tenth of a second's worth, at least 524288 (one super-packet of 64 KiB)."""
+    """Bits that may pass at once after silence. Default: a tenth of a second's worth, at least 524288 (64 KiB)."""
 
 
 class PacketCut(Model):
@@ -442,7 +443,7 @@ class VirtualTapStatus(Model):
     failed_pods: Annotated[int, Between(0, 2**31 - 1)] = 0
     """Pods of which some wanted tap point can't be had."""
     conditions: Conditions = ()
-    """`Accepted`: the tap makes sense and may use its destination. `Programmed`: its tap points copy. `Delivering`: copies arrive."""
+    """`Accepted`: the tap makes sense and may use its destination. `Programmed`: tap points copy. `Delivering`: copies arrive."""
 
 
 class VirtualTap(Model):

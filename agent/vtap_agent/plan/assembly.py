@@ -174,22 +174,23 @@ def _mac(text: str) -> bytes:
     return bytes.fromhex(text.replace(":", "")) if text else bytes(6)
 
 
-def _vlan(port: BridgePort) -> tuple[int, bool]:
+def _vlans(port: BridgePort) -> tuple[tuple[int, bool], ...]:
     """(VLAN in the mirror's copy, whether only the bridge sees that tag), by vlan_mode of ovs-vswitchd.conf.db(5).
 
     An access port's frames carry its tag only inside the bridge. On every other kind the pod itself may send and receive tags,
-    so any VLAN belongs to it; a native VLAN's tag is then kept, as the bridge tells it.
+    so any VLAN belongs to it; a native VLAN's tag is then kept, as the bridge tells it. Untagged frames, nearly all, have an
+    entry of their own, which `pick` finds first.
     """
     if port.tag and port.vlan_mode in ("", "access"):
-        return (port.tag, True)
-    return (ANY_VLAN, False)
+        return ((port.tag, True),)
+    return ((0, False), (ANY_VLAN, False))
 
 
 def _sources(fed: Iterable[_Placed]) -> tuple[Source, ...]:
     grouped: dict[tuple[MirrorKey, int, str, bool], list[int]] = defaultdict(list)
     for item in fed:
-        vlan, strip = _vlan(item.candidate.port)
-        grouped[(item.candidate.mirror, vlan, item.candidate.interface.mac, strip)].append(item.point.slot)
+        for vlan, strip in _vlans(item.candidate.port):
+            grouped[(item.candidate.mirror, vlan, item.candidate.interface.mac, strip)].append(item.point.slot)
     return tuple(
         Source(mirror, vlan, _mac(mac), strip, tuple(sorted(slots)))
         for (mirror, vlan, mac, strip), slots in sorted(grouped.items())

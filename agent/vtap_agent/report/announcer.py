@@ -1,7 +1,7 @@
 """Tells collectors which streams to expect, and how many copies have left.
 
-One worker thread a collector, so that one that does not answer holds up nobody. A worker sends the whole set of streams, then
-totals; after any failure it starts again with the whole set. See docs/architecture.md, "The control channel".
+One worker thread for each collector, so that one that does not answer holds up nobody. A worker sends the whole set of
+streams, then totals; after any failure it starts again with the whole set. See docs/architecture.md, "The control channel".
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,40 +48,71 @@ class Acknowledgement:
 
 
 class Announcer:
-    """Keeps every collector's knowledge of this node's streams up to date. Thread-safe."""
+    """Keeps every collector's knowledge of this node's streams up to date. Thread-safe but for `submit`, which has one caller.
+
+    Destinations that share a collector are announced together: a collector takes each message as all it should know of the node.
+    """
 
     def __init__(self, node: str, on_change: Callable[[], None]) -> None:
         self._node = node
         self._on_change = on_change
-        self._workers: dict[str, _Worker] = {}
+        self._workers: dict[ControlEndpoint, _Worker] = {}
+        self._endpoints: dict[str, ControlEndpoint] = {}
 
     def submit(self, wanted: Mapping[str, StreamSet]) -> None:
         """Make `wanted` (by destination) known. Returns at once; `on_change` is called when an answer changes something."""
-        for destination in self._workers.keys() - wanted.keys():
-            self._workers.pop(destination).retire()
-        for destination, streams in wanted.items():
-            worker = self._workers.get(destination)
-            if worker is None:
-                worker = self._workers[destination] = _Worker(self._node, streams, self._on_change)
+        self._endpoints = {destination: streams.endpoint for destination, streams in wanted.items()}
+        merged = _by_endpoint(wanted.values())
+        for endpoint, worker in list(self._workers.items()):
+            if endpoint not in merged:
+                worker.retire()
+            if not worker.is_alive():
+                del self._workers[endpoint]
+        for endpoint, streams in merged.items():
+            worker = self._workers.get(endpoint)
+            if worker is None or not worker.submit(streams):
+                worker = self._workers[endpoint] = _Worker(self._node, streams, self._on_change)
                 worker.start()
-            else:
-                worker.submit(streams)
 
     def report(self, totals: Mapping[StreamId, Totals]) -> None:
         """The newest totals of all streams, including those that ended lately."""
-        for worker in self._workers.values():
+        for worker in list(self._workers.values()):
             worker.report(totals)
+
+    def drain(self, seconds: float) -> None:
+        """Wait until collectors that nothing is sent to any more have been told so, at most `seconds`."""
+        until = time.monotonic() + seconds
+        for worker in list(self._workers.values()):
+            if worker.is_retiring:
+                worker.join(max(0.0, until - time.monotonic()))
 
     def acknowledgements(self) -> dict[str, Acknowledgement]:
         """By destination."""
-        return {destination: worker.acknowledgement for destination, worker in self._workers.items()}
+        workers = {name: self._workers.get(endpoint) for name, endpoint in self._endpoints.items()}
+        return {name: worker.acknowledgement for name, worker in workers.items() if worker is not None}
 
     def stop(self) -> None:
         """Stop all workers. Streams stay announced: copies may go on without the agent until the lease ends."""
-        for worker in self._workers.values():
+        workers = list(self._workers.values())
+        for worker in workers:
             worker.stop()
-        for worker in self._workers.values():
+        for worker in workers:
             worker.join(REQUEST_TIMEOUT + 1)
+
+
+def _by_endpoint(sets: Iterable[StreamSet]) -> dict[ControlEndpoint, StreamSet]:
+    merged: dict[ControlEndpoint, StreamSet] = {}
+    for streams in sets:
+        known = merged.get(streams.endpoint)
+        if known is not None:
+            streams = StreamSet(
+                f"{known.destination}, {streams.destination}",
+                streams.endpoint,
+                tuple(sorted({*known.addresses, *streams.addresses})),
+                tuple(sorted((*known.streams, *streams.streams), key=lambda stream: stream.id)),
+            )
+        merged[streams.endpoint] = streams
+    return merged
 
 
 class _Worker(threading.Thread):
@@ -95,15 +126,24 @@ class _Worker(threading.Thread):
         self._wake = threading.Condition()
         self._stopping = False
         self._retiring = False
+        self._ended = False
         self.acknowledgement = Acknowledgement()
 
-    def submit(self, wanted: StreamSet) -> None:
+    @property
+    def is_retiring(self) -> bool:
+        return self._retiring
+
+    def submit(self, wanted: StreamSet) -> bool:
+        """False where the worker has ended, so that another has to take over."""
         with self._wake:
-            if wanted == self._wanted:
-                return
-            self._linger(wanted)
-            self._wanted = wanted
-            self._wake.notify()
+            if self._ended:
+                return False
+            self._retiring = False
+            if wanted != self._wanted:
+                self._linger(wanted)
+                self._wanted = wanted
+                self._wake.notify()
+            return True
 
     def report(self, totals: Mapping[StreamId, Totals]) -> None:
         with self._wake:
@@ -112,6 +152,8 @@ class _Worker(threading.Thread):
     def retire(self) -> None:
         """Nothing is wanted here any more: withdraw what is announced, then end."""
         with self._wake:
+            if self._retiring:
+                return
             nothing = replace(self._wanted, streams=())
             self._linger(nothing)
             self._wanted = nothing
@@ -152,9 +194,11 @@ class _Worker(threading.Thread):
             due = self._current()
             if announced == due and not self._stopping:
                 if self._retiring and not self._lingering:
+                    self._ended = True
                     return None
                 self._wake.wait(self._next_linger(TOTALS_EVERY))
                 due = self._current()
+            self._ended = self._stopping
             return None if self._stopping else due
 
     def _pause(self, seconds: float) -> bool:
@@ -163,7 +207,8 @@ class _Worker(threading.Thread):
             if not self._stopping:
                 self._wake.wait(seconds)
             given_up = self._retiring and not self._current().streams
-            return not (self._stopping or given_up)
+            self._ended = self._stopping or given_up
+            return not self._ended
 
     def _current(self) -> StreamSet:
         """What should be announced now: what is wanted and what still lingers."""

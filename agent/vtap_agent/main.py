@@ -1,0 +1,79 @@
+"""`vtap-agent`: taps from a directory of files become mirrors, preprocessing and export on this node."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vtap_agent.errors import VtapError
+from vtap_agent.plan.dataplane import MAX_SLOTS
+
+log = logging.getLogger("vtap_agent")
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="vtap-agent", description=__doc__)
+    parser.add_argument("--taps", type=Path, metavar="DIR", help="directory of VirtualTap and TapDestination files, watched")
+    parser.add_argument(
+        "--pods",
+        default="netns",
+        metavar="FILE|netns",
+        help="file that lists pods, watched; or 'netns': every named network namespace is a pod (default)",
+    )
+    parser.add_argument("--node", default=os.uname().nodename, help="this node's name (default: the host name)")
+    parser.add_argument("--run-dir", type=Path, default=Path("/run/vtap"), help="sockets and pins (default: /run/vtap)")
+    parser.add_argument(
+        "--state-dir", type=Path, default=Path("/var/lib/vtap"), help="what survives a reboot (default: /var/lib/vtap)"
+    )
+    parser.add_argument("--ovsdb", default="unix:/run/openvswitch/db.sock", help="OVSDB remote (default: %(default)s)")
+    parser.add_argument("--listen", default="", metavar="ADDRESS:PORT", help="serve metrics and status on TCP too")
+    parser.add_argument("--first-key", type=int, default=MAX_SLOTS, help="first stream key of this node (default: %(default)s)")
+    parser.add_argument(
+        "--on-exit",
+        choices=("remove", "keep"),
+        default="remove",
+        help="when stopped: remove all taps (default), or keep copying until the lease ends, for a restart without a gap",
+    )
+    parser.add_argument(
+        "--cleanup", action="store_true", help="remove everything an agent of this node has left behind, then exit"
+    )
+    parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    options = parser.parse_args(argv)
+    if not options.cleanup and options.taps is None:
+        parser.error("--taps DIR is required")
+    if not 1 <= options.first_key <= 2**24 - MAX_SLOTS:
+        parser.error(f"--first-key: must be from 1 to {2**24 - MAX_SLOTS}, so that keys fit a VXLAN network identifier")
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run until SIGTERM or SIGINT. Returns the exit status: 0, or 1 with one sentence on standard error."""
+    options = _arguments(argv)
+    logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(levelname).1s %(name)s: %(message)s")
+    if os.geteuid() != 0:
+        sys.stderr.write("vtap-agent: must run as root, to load eBPF programs and configure interfaces; use sudo\n")
+        return 1
+    # Imported here so that --help needs neither libbpf nor Open vSwitch's libraries.
+    from vtap_agent.agent import Agent, Settings
+
+    try:
+        agent = Agent(Settings.of(options))
+        if options.cleanup:
+            agent.cleanup()
+            return 0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: agent.stop())
+        agent.run()
+    except VtapError as error:
+        sys.stderr.write(f"vtap-agent: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""What a TapDestination means to a node, before it is known how to get there. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vtap_agent.plan.dataplane import Encapsulation, Oversize
+from vtap_agent.plan.streams import ControlEndpoint
+from vtap_api import TapDestination
+from vtap_api.tapdestination import CollectorTarget, OversizePolicy, TapDestinationSpec, Transport
+
+ENCAPSULATIONS = {
+    Transport.GRE_IN_UDP: Encapsulation.GRE_UDP,
+    Transport.GRE: Encapsulation.GRE,
+    Transport.VXLAN: Encapsulation.VXLAN,
+    Transport.ERSPAN: Encapsulation.ERSPAN2,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedDestination:
+    """`remote` is an IPv4 or IPv6 address; `port` a UDP port, 0 where the encapsulation has none.
+
+    `control` is None for endpoints that are not ours: they are told nothing.
+    """
+
+    name: str
+    encapsulation: Encapsulation
+    remote: str
+    port: int
+    trailer: bool
+    oversize: Oversize
+    fixed_id: int | None
+    control: ControlEndpoint | None
+
+
+def resolve_destination(destination: TapDestination) -> ResolvedDestination | None:
+    """None where the destination has no address yet, or needs a backend that this version lacks (rewrite)."""
+    spec = destination.spec
+    if spec.address is None or spec.rewrite is not None:
+        return None
+    encapsulation, port = _encapsulation(spec)
+    collector = spec.collector
+    return ResolvedDestination(
+        name=destination.metadata.name,
+        encapsulation=encapsulation,
+        remote=spec.address,
+        port=port,
+        trailer=collector is not None and encapsulation is Encapsulation.GRE_UDP,
+        oversize=Oversize.TRUNCATE if spec.oversize is OversizePolicy.TRUNCATE else Oversize.FRAGMENT,
+        fixed_id=spec.fixed_id,
+        control=_control(collector) if collector is not None else None,
+    )
+
+
+def _encapsulation(spec: TapDestinationSpec) -> tuple[Encapsulation, int]:
+    if spec.collector is not None:
+        return ENCAPSULATIONS[spec.collector.transport], spec.collector.data_port
+    if spec.vxlan is not None:
+        return Encapsulation.VXLAN, spec.vxlan.port
+    return (Encapsulation.GRE if spec.gre is not None else Encapsulation.ERSPAN2), 0
+
+
+def _control(collector: CollectorTarget) -> ControlEndpoint | None:
+    if collector.control is None:
+        return None
+    return ControlEndpoint(collector.control.endpoint, collector.control.token_file or "")

@@ -1,1 +1,5 @@
-"""What is on this node: pods, their interfaces, the OVS ports they end at, and the way to each destination. Only looks."""
+"""What is on this node: pods, their interfaces, how they hang on bridges, and the way to where copies go."""
+
+from vtap_agent.inventory.observer import Observer, PodsHere, PodSource, SwitchSource
+
+__all__ = ["Observer", "PodSource", "PodsHere", "SwitchSource"]

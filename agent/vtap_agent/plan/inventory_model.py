@@ -119,3 +119,5 @@ class Inventory:
     switch: Switch
     next_hops: Mapping[str, NextHop]
     """By remote address."""
+    problems: tuple[str, ...] = ()
+    """Sentences about pods and remotes that could not be looked at as they should."""

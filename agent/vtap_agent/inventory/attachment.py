@@ -1,0 +1,73 @@
+"""How a pod's interfaces hang on the node: veth pairs matched end to end, and bridge ports by name. Pure."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vtap_agent.inventory.rtnetlink import Link
+from vtap_agent.plan.inventory_model import BridgePort, PodInterface, PodRef, Switch
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceView:
+    """A network namespace as last looked at. `nsid` is the number that the node's namespace has for it, its own included."""
+
+    nsid: int
+    links: Mapping[int, Link]
+    addresses: Mapping[int, tuple[bytes, ...]]
+
+
+def mac_text(mac: bytes) -> str:
+    """As "02:00:00:00:00:01"; empty for none."""
+    return mac.hex(":")
+
+
+def address_text(address: bytes) -> str:
+    """As RFC 5952 writes it; empty for none."""
+    return str(ipaddress.ip_address(address)) if address else ""
+
+
+def ports_by_name(switch: Switch) -> Mapping[str, BridgePort]:
+    """Every port of every bridge by its name, which is its device's."""
+    return {port.name: port for bridge in switch.bridges for port in bridge.ports}
+
+
+def host_end(link: Link, pod: NamespaceView, node: NamespaceView) -> Link | None:
+    """The end of a veth pair that is in the node's namespace, None where there is none.
+
+    An ifindex means something in one namespace only, so both ends have to name each other: a macvlan names the device it
+    sits on, which doesn't name it back, and a nested pod's peer has the right number in another pod's namespace.
+    """
+    if link.peer_nsid != node.nsid:
+        return None
+    peer = node.links.get(link.peer)
+    if peer is None or peer.peer != link.index or peer.peer_nsid != pod.nsid:
+        return None
+    return peer
+
+
+def pod_interfaces(
+    ref: PodRef, pod: NamespaceView, node: NamespaceView, ports: Mapping[str, BridgePort]
+) -> tuple[PodInterface, ...]:
+    """The pod's Ethernet interfaces by ifindex. Loopback and layer-3 tunnels are left out: no MAC tells their packets."""
+    return tuple(
+        _interface(ref, link, pod, node, ports)
+        for _index, link in sorted(pod.links.items())
+        if link.is_ethernet and not link.is_loopback
+    )
+
+
+def _interface(ref: PodRef, link: Link, pod: NamespaceView, node: NamespaceView, ports: Mapping[str, BridgePort]) -> PodInterface:
+    host = host_end(link, pod, node)
+    return PodInterface(
+        pod=ref,
+        name=link.name,
+        mac=mac_text(link.mac),
+        addresses=tuple(address_text(address) for address in pod.addresses.get(link.index, ())),
+        mtu=link.mtu,
+        host_name=host.name if host else "",
+        host_ifindex=host.index if host else 0,
+        port=ports.get(host.name) if host else None,
+    )

@@ -1,0 +1,107 @@
+"""Desired taps and destinations from a directory of YAML files, as the kubelet's static pods."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from vtap_agent.sources.desired import DesiredSnapshot, DirectoryState, Loader, advance
+from vtap_agent.sources.files import Content, FileReader
+from vtap_agent.sources.loading import load_documents
+from vtap_agent.sources.watch import Looked, Names, Watch, anchors, merged
+
+SUFFIXES = (".yaml", ".yml", ".json")
+
+
+def is_wanted(name: str) -> bool:
+    """Whether a file of this name holds documents: not hidden, not an editor's, and YAML or JSON."""
+    return not name.startswith((".", "#", "~")) and name.endswith(SUFFIXES)
+
+
+class TapDirectory:
+    """The VirtualTaps and TapDestinations in the files of a directory (not below it), followed as they change.
+
+    Use: construct; `on_change(callback)`; `start()`, which has read everything when it returns; `snapshot()` at any time from
+    any thread; `stop()`. The callback comes from the watching thread after a change, some milliseconds after the writer has
+    closed or renamed its file, and must return at once, as `Mailbox.changed` does. A directory that isn't there holds nothing,
+    and is noticed when it comes.
+
+    Files are taken whole or not at all, as `desired` describes. A symbolic link counts as its target, so that the directory may
+    be a mounted ConfigMap, which is switched over atomically by its `..data` link.
+    """
+
+    def __init__(self, directory: Path, load: Loader = load_documents) -> None:
+        self._directory = directory.absolute()
+        self._load = load
+        self._reader = FileReader()
+        self._state = DirectoryState()
+        self._missing = ""
+        self._callbacks: list[Callable[[], None]] = []
+        self._lock = threading.Lock()
+        self._snapshot = DesiredSnapshot()
+        self._watch: Watch | None = None
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        """Register before `start`."""
+        self._callbacks.append(callback)
+
+    def start(self) -> None:
+        """Read the files and follow them."""
+        if self._watch is None:
+            self._watch = Watch("tap-files", self._look, self._notify)
+            self._watch.start()
+
+    def stop(self) -> None:
+        """End the watching thread."""
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.stop()
+
+    def snapshot(self) -> DesiredSnapshot:
+        """What is desired now. The same object as long as nothing has changed."""
+        with self._lock:
+            return self._snapshot
+
+    def _notify(self) -> None:
+        for callback in self._callbacks:
+            callback()
+
+    def _look(self) -> Looked:
+        contents, directories, problem = self._read()
+        self._state = advance(self._state, contents, self._load)
+        found = self._state.snapshot
+        if problem:
+            found = DesiredSnapshot(found.desired, (problem, *found.problems))
+        with self._lock:
+            changed = found != self._snapshot
+            if changed:
+                self._snapshot = found
+        return Looked(changed, directories, any(content.unsettled for content in contents.values()))
+
+    def _read(self) -> tuple[dict[str, Content], dict[Path, Names], str]:
+        directories = merged(anchors(self._directory), {self._directory: None})
+        try:
+            names = sorted(path.name for path in self._directory.iterdir() if is_wanted(path.name))
+        except FileNotFoundError:
+            return {}, anchors(self._directory), f"{self._directory}: there is no such directory; make it, or name another."
+        except NotADirectoryError:
+            return (
+                {},
+                anchors(self._directory),
+                f"{self._directory}: is no directory; name one that holds the files of your taps.",
+            )
+        except OSError as error:
+            # What can't be seen has not been taken away.
+            contents = {name: state.content for name, state in self._state.files.items()}
+            return contents, directories, f"{self._directory}: can't be listed ({error.strerror}); let the agent read it."
+        contents: dict[str, Content] = {}
+        for name in names:
+            path = self._directory / name
+            if path.is_symlink():
+                directories = merged(directories, anchors(path.resolve()))
+            content = self._reader.read(path)
+            if content is not None:
+                contents[name] = content
+        self._reader.forget_all_but({self._directory / name for name in contents})
+        return contents, directories, ""

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import secrets
 import signal
 import sys
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +47,6 @@ class Pod:
 
     namespace: str
     name: str
-    uid: str
     labels: Mapping[str, str]
     netns: str
     interface: str
@@ -245,7 +244,6 @@ class Lab:
         pod = Pod(
             namespace=namespace,
             name=name,
-            uid=str(uuid.uuid4()),
             labels=dict(labels or {}),
             netns=self.add_namespace(f"pod{number}-{name}"),
             interface="eth0",
@@ -308,7 +306,7 @@ class Lab:
         """vtap-collector in the collector's namespace, storing under `directory`; returns when it answers."""
         token = self.directory / "token"
         if not token.exists():
-            token.write_text(uuid.uuid4().hex)
+            token.write_text(secrets.token_hex())
             token.chmod(0o600)
         host = f"[{address}]" if ":" in address else address
         process = self.spawn(
@@ -368,7 +366,6 @@ def _declaration(pod: Pod) -> dict[str, object]:
     return {
         "namespace": pod.namespace,
         "name": pod.name,
-        "uid": pod.uid,
         "labels": dict(pod.labels),
         "netns": str(registry.NETNS / pod.netns),
     }

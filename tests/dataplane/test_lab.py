@@ -70,9 +70,8 @@ def test_pod_that_goes_is_gone_from_bridge_and_file(lab: Lab) -> None:
     stays, goes = lab.add_pod("stays"), lab.add_pod("goes")
     lab.delete_pod(goes)
     assert lab.switch.vsctl("list-ports", "br0").split() == [stays.host_name]
-    assert goes.uid not in lab.pods_file.read_text()
-    again = lab.add_pod("goes")
-    assert again.uid != goes.uid
+    assert goes.netns not in lab.pods_file.read_text()
+    assert lab.add_pod("goes").netns != goes.netns
 
 
 def test_failing_command_is_told_in_its_own_words(lab: Lab) -> None:

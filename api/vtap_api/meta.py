@@ -21,9 +21,9 @@ class ClusterMeta(Model):
 
     name: Annotated[str, DnsSubdomain]
     """Unique among objects of the kind: a DNS name of at most 253 characters."""
-    labels: Labels = FrozenMap()
+    labels: Labels = Field(default_factory=FrozenMap)
     """For selectors and people."""
-    annotations: Annotated[FrozenMap, StringMap(ANNOTATION_VALUE, 256)] = FrozenMap()
+    annotations: Annotated[FrozenMap, StringMap(ANNOTATION_VALUE, 256)] = Field(default_factory=FrozenMap)
     """For tools and people."""
     uid: Annotated[str, Text(64, "a UID")] = ""
     """Set by the API server."""
@@ -98,7 +98,7 @@ class LabelSelector(Model):
         )
     )
 
-    match_labels: Annotated[Labels, Field(examples=["{app: web}"])] = FrozenMap()
+    match_labels: Labels = Field(default_factory=FrozenMap)
     """Labels that must be there with exactly these values."""
     match_expressions: Annotated[
         tuple[LabelSelectorRequirement, ...], Field(max_length=64, json_schema_extra=list_of("atomic"))

@@ -277,7 +277,7 @@ class TapDestinationStatus(Model):
 
 
 class TapDestination(Model):
-    """Where copies go, how they travel, and whose taps may send there. Cluster-scoped."""
+    """Where copies go, how they travel, and whose taps may send there."""
 
     api_version: Literal["vtap.dev/v1alpha1"] = API_VERSION
     """`vtap.dev/v1alpha1`."""

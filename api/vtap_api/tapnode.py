@@ -130,7 +130,7 @@ class TapNodeStatus(Model):
 
 
 class TapNode(Model):
-    """A node as its agent and the operator see it. Made by the operator; people read it. Cluster-scoped."""
+    """A node as its agent and the operator see it. Made by the operator; people read it."""
 
     api_version: Literal["vtap.dev/v1alpha1"] = API_VERSION
     """`vtap.dev/v1alpha1`."""

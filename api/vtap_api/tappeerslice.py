@@ -28,7 +28,7 @@ class TapPeerSliceSpec(Model):
     namespace_selector: LabelSelector | None = None
     """As in the rules that use it."""
     addresses: Annotated[
-        tuple[Annotated[str, IPAddress()], ...], Unique, Field(max_length=MAX_ADDRESSES, json_schema_extra=list_of("atomic"))
+        tuple[Annotated[str, IPAddress()], ...], Field(max_length=MAX_ADDRESSES, json_schema_extra=list_of("atomic")), Unique
     ] = ()
     """Addresses of the selected pods on every network, and ClusterIPs of Services that lead to them."""
 

@@ -229,7 +229,8 @@ class QuantityBetween:
         return core_schema.no_info_plain_validator_function(self.check)
 
     def __get_pydantic_json_schema__(self, _schema: CoreSchema, _handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        return {"x-kubernetes-int-or-string": True, "maxLength": 32, "minimum": self.minimum.value, "pattern": _QUANTITY_PATTERN}
+        numbers = {"minimum": self.minimum.value, "maximum": self.maximum.value}
+        return {"x-kubernetes-int-or-string": True, "maxLength": 32, "pattern": _QUANTITY_PATTERN, **numbers}
 
 
 class FrozenMap(dict[str, str]):
@@ -297,7 +298,9 @@ class StringMap:
             raise _moved(error, key) from None
 
     def __get_pydantic_core_schema__(self, _source: Any, _handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_plain_validator_function(self.check)
+        return core_schema.no_info_plain_validator_function(
+            self.check, serialization=core_schema.plain_serializer_function_ser_schema(dict[str, str])
+        )
 
     def __get_pydantic_json_schema__(self, _schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         values = self.value.__get_pydantic_json_schema__(_schema, handler)

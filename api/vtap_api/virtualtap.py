@@ -175,13 +175,16 @@ class TcpFlags(Model):
     """TCP flags that must be set or clear; the others don't matter."""
 
     model_config = rules(
-        ("size(self.set) + size(self.clear) > 0", "name at least one flag in set or clear"),
-        ("self.set.all(flag, !(flag in self.clear))", "a flag can't be both set and clear"),
+        (
+            "(has(self.set) && size(self.set) > 0) || (has(self.clear) && size(self.clear) > 0)",
+            "name at least one flag in set or clear",
+        ),
+        ("!has(self.set) || !has(self.clear) || self.set.all(flag, !(flag in self.clear))", "a flag can't be both set and clear"),
     )
 
-    set_: Annotated[tuple[TcpFlag, ...], Unique, Field(max_length=8, json_schema_extra=list_of("set"))] = ()
+    set_: Annotated[tuple[TcpFlag, ...], Field(max_length=8, json_schema_extra=list_of("set")), Unique] = ()
     """Flags that must be set."""
-    clear: Annotated[tuple[TcpFlag, ...], Unique, Field(max_length=8, json_schema_extra=list_of("set"))] = ()
+    clear: Annotated[tuple[TcpFlag, ...], Field(max_length=8, json_schema_extra=list_of("set")), Unique] = ()
     """Flags that must be clear."""
 
     @model_validator(mode="after")
@@ -270,14 +273,19 @@ class FilterRule(Model):
                 )
 
 
+_PORT_PAIRS = "(has(r.podPorts) ? size(r.podPorts) : 1) * (has(r.peerPorts) ? size(r.peerPorts) : 1)"
+
+
 class Filter(Model):
     """Which packets are copied. Rules are tried in order and the first that matches decides."""
 
     model_config = rules(
-        ("size(self.rules) == 0 || has(self.defaultAction)", "say in defaultAction what happens to packets that no rule matches"),
         (
-            "self.rules.map(r, (has(r.podPorts) ? size(r.podPorts) : 1) * (has(r.peerPorts) ? size(r.peerPorts) : 1)).sum() "
-            f"<= {MAX_MATCHES}",
+            "!has(self.rules) || size(self.rules) == 0 || has(self.defaultAction)",
+            "say in defaultAction what happens to packets that no rule matches",
+        ),
+        (
+            f"!has(self.rules) || self.rules.map(r, {_PORT_PAIRS}).sum() <= {MAX_MATCHES}",
             f"the rules need more than {MAX_MATCHES} entries; every pair of a pod port and a peer port is one",
         ),
     )
@@ -311,7 +319,7 @@ class PerInterval(Model):
     packets: Annotated[int, Between(1, 1_000_000_000)]
     """How many packets of each interval are copied."""
     interval: Annotated[Duration, DurationBetween(Duration("1ms"), Duration("24h"))]
-    """How long an interval is."""
+    """How long an interval is, `1ms` to `24h`."""
 
 
 class Flows(Model):
@@ -394,7 +402,6 @@ class VirtualTapSpec(Model):
     """Pods of the tap's own namespace whose packets are copied; `{}` selects all of them."""
     interfaces: Annotated[
         tuple[Interface, ...],
-        Unique,
         Field(
             min_length=1,
             max_length=16,
@@ -404,6 +411,7 @@ class VirtualTapSpec(Model):
                 ("!('lo' in self)", "loopback never leaves the pod"),
             ),
         ),
+        Unique,
     ] = (ALL_INTERFACES,)
     """The pods' interfaces; `*` alone means all but loopback, so that a Multus interface isn't missed."""
     direction: Direction = Direction.BOTH

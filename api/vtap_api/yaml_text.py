@@ -1,7 +1,7 @@
 """YAML text → plain data with the line of every value, within bounds.
 
-Plain values are read as kubectl reads them (yes, no, on and off are true and false), except that a text that looks like a date, or
-like a number to base 60 as an IPv6 address may, stays a text. Duplicate keys and merge keys are errors.
+Plain values are read as kubectl reads them (yes, no, on and off are true and false), except that a text that looks like a
+date, or like a number to base 60 as an IPv6 address may, stays a text. Duplicate keys and merge keys are errors.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class _JsonTypes(yaml.SafeLoader):
 
 _TRUE = "y|Y|yes|Yes|YES|true|True|TRUE|on|On|ON"
 _JsonTypes.yaml_implicit_resolvers = {}
-_add_resolver: Callable[..., None] = _JsonTypes.add_implicit_resolver  # pyright: ignore[reportUnknownMemberType]
+_add_resolver: Callable[..., None] = _JsonTypes.add_implicit_resolver  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 for _tag, _expression, _first in (
     ("null", r"null|Null|NULL|~|", "nN~"),
     ("bool", rf"{_TRUE}|n|N|no|No|NO|false|False|FALSE|off|Off|OFF", "yYnNtTfFoO"),
@@ -58,8 +58,8 @@ for _tag, _expression, _first in (
     _add_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_expression})$"), _starts)
 
 
-_compose_all: Callable[..., Iterator[yaml.Node]] = yaml.compose_all  # pyright: ignore[reportUnknownMemberType]
-_parse: Callable[..., Iterator[yaml.Event]] = yaml.parse  # pyright: ignore[reportUnknownMemberType]
+_compose_all: Callable[..., Iterator[yaml.Node]] = yaml.compose_all  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+_parse: Callable[..., Iterator[yaml.Event]] = yaml.parse  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
 def read_documents(text: str) -> Iterator[RawDocument]:

@@ -27,13 +27,14 @@ from vtap_agent.report.announcer import Announcer
 from vtap_agent.report.ledger import ledger_to_json
 from vtap_agent.report.server import Answer, Routes, Server, as_json
 from vtap_agent.report.status import status_to_json
-from vtap_agent.sources.directory import DirectorySource
-from vtap_agent.sources.pods import pods_source
+from vtap_agent.sources.directory import TapDirectory
+from vtap_agent.sources.pods import NamespacePods, PodsFile
 
 log = logging.getLogger(__name__)
 
 STATE_FILE = "agent.json"
 SOCKET = "agent.sock"
+PODS_ARE_NAMESPACES = "netns"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,8 @@ class Agent:
             stack.callback(ovsdb.close)
             mirrors = OvsMirrorBackend(ovsdb, settings.node, generation=os.getpid())
             stack.callback(mirrors.close)
-            taps, pods = DirectorySource(settings.taps), pods_source(settings.pods)
+            taps = TapDirectory(settings.taps)
+            pods = NamespacePods() if settings.pods == PODS_ARE_NAMESPACES else PodsFile(Path(settings.pods))
             observer = Observer(ovsdb, pods)
             announcer = Announcer(settings.node, mailbox.changed)
             taps.on_change(mailbox.changed)

@@ -23,7 +23,7 @@ from vtap_lab.daemons import Agent, Collector
 from vtap_lab.errors import LabError, comes_true, wait_for
 from vtap_lab.lab import NODE_BRIDGE_ADDRESS, Lab, LabOptions, Pod
 from vtap_lab.processes import LabProcess
-from vtap_lab.switch import SwitchError, find_program
+from vtap_lab.switch import find_program
 from vtap_lab.table import LiveTable, Row, rows_of, total
 
 QUICKSTART = preflight.CHECKOUT / "examples/quickstart.yaml"
@@ -273,7 +273,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with Lab(LabOptions(outlives_maker=keep)) as lab:
             return play(lab, keep)
-    except (LabError, SwitchError) as problem:
+    except LabError as problem:
         print(f"demo: {problem}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -14,12 +14,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from vtap_lab.errors import LabError, comes_true
+
 START_TIMEOUT = 20.0
 STOP_TIMEOUT = 10.0
 _PACKAGE_FOLDERS = ("usr/sbin", "usr/bin", "usr/lib/openvswitch-switch", "usr/lib/openvswitch-common")
 
 
-class SwitchError(Exception):
+class SwitchError(LabError):
     """A daemon did not start or a command failed; `str()` ends with what it printed."""
 
 
@@ -63,11 +65,8 @@ def _library_path(prefix: Path) -> str:
 
 def wait_until(condition: Callable[[], bool], timeout: float, what: str) -> None:
     """Return once `condition()` holds; SwitchError naming `what` after `timeout` seconds."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() > deadline:
-            raise SwitchError(f"{what} within {timeout:g} s")
-        time.sleep(0.02)
+    if not comes_true(condition, timeout):
+        raise SwitchError(f"{what} within {timeout:g} s")
 
 
 @dataclass

@@ -153,15 +153,19 @@ def _snapshot(files: Mapping[str, FileState], before: DesiredSnapshot) -> Desire
         key = key_of(document)
         name = "/".join(key)
         generations[name] = before.generations.get(name, 0) + (old.get(key) != document)
-    problems = tuple(
-        problem + (KEPT if state.in_force else "") for _name, state in sorted(files.items()) for problem in state.problems
-    )
+    problems = tuple(sentence for _name, state in sorted(files.items()) for sentence in _sentences(state))
     desired = Desired(
         taps=tuple(document for document in documents if isinstance(document, VirtualTap)),
         destinations=tuple(document for document in documents if isinstance(document, TapDestination)),
         generations=generations,
     )
     return DesiredSnapshot(desired, problems)
+
+
+def _sentences(state: FileState) -> tuple[str, ...]:
+    if state.problems and state.in_force:
+        return (*state.problems[:-1], state.problems[-1] + KEPT)
+    return state.problems
 
 
 def _called(key: Key) -> str:

@@ -16,7 +16,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-
 Namespace = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
 Label = Annotated[str, StringConstraints(max_length=317)]
 _CURES = {
-    "extra_forbidden": "is unknown; a pod has name, namespace, labels and netns",
+    "extra_forbidden": "is unknown; the fields of a pod are name, namespace, uid, labels and netns",
     "missing": "is missing; give it a value",
     "string_type": "is no text; write it in quotes",
     "string_pattern_mismatch": "is no DNS name; use lower-case letters, digits and '-'",
@@ -24,13 +24,17 @@ _CURES = {
 
 
 class DeclaredPod(BaseModel):
-    """A pod as somebody wrote it down. `netns` is a name under /run/netns or a path."""
+    """A pod as somebody wrote it down. `netns` is a name under /run/netns or a path.
+
+    Where `uid` is empty, the network namespace makes the pod: another namespace is another pod.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Annotated[str, StringConstraints(min_length=1, max_length=253)]
     netns: Annotated[str, StringConstraints(min_length=1, max_length=4096)]
     namespace: Namespace = "default"
+    uid: Annotated[str, StringConstraints(max_length=64)] = ""
     labels: dict[Label, Label] = Field(default_factory=dict[str, str], max_length=128)
 
 

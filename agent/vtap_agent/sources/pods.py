@@ -42,20 +42,26 @@ def pods_of(declared: Iterable[tuple[DeclaredPod, str]], uids: Mapping[str, str]
     `where` names what declares them, for sentences.
     """
     pods: dict[tuple[str, str], Pod] = {}
-    by_uid: dict[str, str] = {}
+    taken: dict[str, str] = {}
     problems: list[str] = []
     for item, path in declared:
-        uid = uids.get(path, _NO_NAMESPACE)
+        namespace_id = uids.get(path, "")
+        uid = item.uid or namespace_id or _NO_NAMESPACE
         name = f"{item.namespace}/{item.name}"
         if (item.namespace, item.name) in pods:
             problems.append(f"{where}: pod {name} is declared twice; rename or remove one.")
-        elif uid != _NO_NAMESPACE and uid in by_uid:
-            problems.append(f"{where}: pod {name} is the same network namespace as pod {by_uid[uid]}; remove one of the two.")
+        elif namespace_id in taken:
+            problems.append(
+                f"{where}: pod {name} is the same network namespace as pod {taken[namespace_id]}; remove one of the two."
+            )
+        elif item.uid in taken:
+            problems.append(f"{where}: pod {name} has the uid of pod {taken[item.uid]}; give each its own, or none.")
         else:
-            by_uid[uid] = name
-            ref = PodRef(item.namespace, item.name, uid)
-            pods[item.namespace, item.name] = Pod(ref, dict(item.labels), path if uid != _NO_NAMESPACE else "")
-            if uid == _NO_NAMESPACE:
+            taken |= {identity: name for identity in (item.uid, namespace_id) if identity}
+            pods[item.namespace, item.name] = Pod(
+                PodRef(item.namespace, item.name, uid), dict(item.labels), path if namespace_id else ""
+            )
+            if not namespace_id:
                 problems.append(f"{where}: pod {name}: there is no network namespace {path}; its taps wait for it.")
     return PodsSnapshot(tuple(pod for _, pod in sorted(pods.items())), tuple(problems))
 
@@ -135,7 +141,8 @@ class _PodSource(ABC):
 
 
 class PodsFile(_PodSource):
-    """`--pods FILE`: a YAML list of pods, each `{name, namespace, labels, netns}`, the last a name under /run/netns or a path.
+    """`--pods FILE`: a YAML list of pods, each `{name, namespace, uid, labels, netns}`, the last a name under /run/netns or a
+    path.
 
     Use: construct; `on_change(callback)`; `start()`, which has read everything when it returns; `snapshot()` at any time from
     any thread; `stop()`. The callback comes from the watching thread when the file, or a network namespace that it names,

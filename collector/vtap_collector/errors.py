@@ -1,0 +1,15 @@
+"""What the collector tells people: one sentence, with the cure."""
+
+from __future__ import annotations
+
+
+class CollectorError(Exception):
+    """`str()` is one sentence that a user can act on."""
+
+
+class Refused(CollectorError):
+    """A request that is wrong. `status` is the HTTP status it is answered with."""
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status

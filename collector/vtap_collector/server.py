@@ -1,0 +1,283 @@
+"""HTTP: the control channel for agents, and what the collector serves (docs/architecture.md).
+
+On the Unix socket the file's mode decides who may read; over TCP everything but /metrics and /healthz needs the token. Where a
+token is set, agents need it on both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from vtap_collector.announcements import TapName, parse_announcement, parse_node, parse_tap, parse_totals
+from vtap_collector.errors import CollectorError, Refused
+from vtap_collector.metrics import Exporter
+from vtap_collector.native import NO_TAP, Selection, check_filter, replay
+from vtap_collector.service import Service
+from vtap_collector.storage import StoredFile
+
+log = logging.getLogger(__name__)
+
+MAX_BODY = 8 << 20
+MAX_FILTER = 4096
+MAX_EVERY = 86400.0
+MAX_COUNT = 2**53
+PUMP_BYTES = 256 << 10
+PCAPNG = "application/x-pcapng"
+_OPEN_PATHS = frozenset({"/healthz", "/metrics"})
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Token:
+    """The bearer token in a file, read again when the file changes, so that it can be rotated."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stamp: tuple[int, int] | None = None
+        self._value = b""
+        self._refresh()
+
+    def _refresh(self) -> None:
+        try:
+            status = self._path.stat()
+            stamp = (status.st_mtime_ns, status.st_ino)
+            if stamp == self._stamp:
+                return
+            value = self._path.read_bytes().strip()
+        except OSError as error:
+            raise CollectorError(f"--token-file {self._path}: {error.strerror}") from None
+        if not value:
+            raise CollectorError(f"--token-file {self._path} is empty")
+        self._stamp, self._value = stamp, value
+
+    def admits(self, authorization: str) -> bool:
+        """Compares in constant time."""
+        try:
+            self._refresh()
+        except CollectorError as error:
+            log.warning("%s; the last token stays valid", error)
+        scheme, _space, given = authorization.partition(" ")
+        return hmac.compare_digest(given.strip().encode(errors="replace"), self._value) and scheme.lower() == "bearer"
+
+
+class Server:
+    """The handlers, over one service."""
+
+    def __init__(self, service: Service, token: Token | None, about: dict[str, Any]) -> None:
+        self._service = service
+        self._token = token
+        self._about = about
+        self._exporter = Exporter(service.numbers)
+
+    def application(self, trusted: bool) -> web.Application:
+        """`trusted`: whoever reaches it may read without a token (the Unix socket)."""
+        application = web.Application(client_max_size=MAX_BODY, middlewares=[_sentences, self._authorize(trusted)])
+        application.add_routes(
+            [
+                web.put("/v1/nodes/{node}/streams", self._put_streams),
+                web.post("/v1/nodes/{node}/totals", self._post_totals),
+                web.get("/v1/ledger", self._get_ledger),
+                web.get("/v1/live", self._get_live),
+                web.get("/v1/stored", self._get_stored),
+                web.get("/v1/files", self._get_files),
+                web.get("/metrics", self._get_metrics),
+                web.get("/healthz", self._get_health),
+            ]
+        )
+        return application
+
+    def _authorize(self, trusted: bool) -> Any:
+        @web.middleware
+        async def authorize(request: web.Request, handler: Handler) -> web.StreamResponse:
+            reads = request.method in ("GET", "HEAD")
+            free = request.path in _OPEN_PATHS or (trusted and (reads or self._token is None))
+            given = request.headers.get("Authorization", "")
+            if not free and not (self._token is not None and self._token.admits(given)):
+                raise Refused("a valid bearer token is needed", 401)
+            return await handler(request)
+
+        return authorize
+
+    # ---- the control channel ----
+
+    async def _put_streams(self, request: web.Request) -> web.Response:
+        node = parse_node(request.match_info["node"])
+        await self._service.announce(node, parse_announcement(await request.read()))
+        return web.Response(status=204)
+
+    async def _post_totals(self, request: web.Request) -> web.Response:
+        node = parse_node(request.match_info["node"])
+        self._service.totals(node, parse_totals(await request.read()))
+        return web.Response(status=204)
+
+    # ---- numbers ----
+
+    async def _get_ledger(self, _request: web.Request) -> web.Response:
+        return web.json_response(self._service.ledger())
+
+    async def _get_metrics(self, _request: web.Request) -> web.Response:
+        return web.Response(body=self._exporter.text(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+    async def _get_health(self, _request: web.Request) -> web.Response:
+        return web.json_response(self._about)
+
+    async def _get_files(self, request: web.Request) -> web.Response:
+        tap = _tap_of(request)
+        rows = await asyncio.to_thread(self._file_rows, tap)
+        return web.json_response({"files": rows})
+
+    def _file_rows(self, tap: TapName | None) -> list[dict[str, Any]]:
+        return [row for file in self._service.storage.files(tap) if (row := self._file_row(file)) is not None]
+
+    def _file_row(self, file: StoredFile) -> dict[str, Any] | None:
+        try:
+            summary = self._service.storage.summary(file)
+        except FileNotFoundError:
+            return None
+        return {
+            "tap": {"namespace": file.namespace, "name": file.tap},
+            "name": file.name,
+            "bytes": file.bytes,
+            "packets": summary.packets,
+            "first": _iso(summary.first_ns),
+            "last": _iso(summary.last_ns),
+            "open": self._service.is_open(file),
+        }
+
+    # ---- packets ----
+
+    async def _get_live(self, request: web.Request) -> web.StreamResponse:
+        tap, selection = _tap_of(request), _selection_of(request)
+        number = NO_TAP
+        if tap is not None:
+            known = self._service.registry.taps().get(tap)
+            if known is None:
+                raise Refused(f"tap: {tap} has not been announced", 404)
+            number = known.number
+        ours, theirs = socket.socketpair()
+        with ours:
+            try:
+                consumer = self._service.core.open_live(number, selection, theirs.detach())
+            except CollectorError as error:
+                raise Refused(str(error), 503) from None
+            self._service.add_consumer(consumer, f"{request.remote or 'local'} {tap or 'all'}")
+            try:
+                return await _pump(request, ours)
+            finally:
+                await asyncio.shield(self._service.remove_consumer(consumer))
+
+    async def _get_stored(self, request: web.Request) -> web.StreamResponse:
+        tap, selection = _tap_of(request), _selection_of(request)
+        files = await asyncio.to_thread(self._open_files, tap)
+        ours, theirs = socket.socketpair()
+        replaying = asyncio.create_task(asyncio.to_thread(_replay_and_close, files, selection, theirs.detach()))
+        try:
+            with ours:
+                return await _pump(request, ours)
+        finally:
+            await asyncio.shield(replaying)
+
+    def _open_files(self, tap: TapName | None) -> list[int]:
+        files: list[int] = []
+        try:
+            for file in self._service.storage.files(tap):
+                try:
+                    files.append(self._service.storage.open(file))
+                except FileNotFoundError:
+                    continue  # retention was faster
+        except OSError as error:
+            _close_all(files)
+            raise Refused(f"the stored files cannot be read: {error.strerror}", 503) from None
+        return files
+
+
+def _replay_and_close(files: Sequence[int], selection: Selection, out: int) -> None:
+    try:
+        replay(files, selection, out)
+    finally:
+        _close_all(files)
+
+
+def _close_all(files: Sequence[int]) -> None:
+    for file in files:
+        os.close(file)
+
+
+async def _pump(request: web.Request, source: socket.socket) -> web.StreamResponse:
+    """Chunks, not packets, from the core to the client until either end closes."""
+    source.setblocking(False)
+    response = web.StreamResponse(headers={"Content-Type": PCAPNG})
+    await response.prepare(request)
+    loop = asyncio.get_running_loop()
+    try:
+        while chunk := await loop.sock_recv(source, PUMP_BYTES):
+            await response.write(chunk)
+        await response.write_eof()
+    except ConnectionError:
+        log.debug("a reader of packets has gone")
+    return response
+
+
+@web.middleware
+async def _sentences(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every refusal is JSON with one sentence."""
+    try:
+        return await handler(request)
+    except Refused as refused:
+        headers = {"WWW-Authenticate": "Bearer"} if refused.status == 401 else None
+        return web.json_response({"error": str(refused)}, status=refused.status, headers=headers)
+    except web.HTTPRequestEntityTooLarge:
+        return web.json_response({"error": f"the request is larger than {MAX_BODY} bytes"}, status=413)
+    except web.HTTPException as error:
+        return web.json_response({"error": f"{request.method} {request.path}: {error.reason}"}, status=error.status)
+
+
+def _tap_of(request: web.Request) -> TapName | None:
+    text = request.query.get("tap", "")
+    return parse_tap(text) if text else None
+
+
+def _selection_of(request: web.Request) -> Selection:
+    text = request.query.get("filter", "")
+    if len(text.encode()) > MAX_FILTER or "\0" in text:
+        raise Refused(f"filter: at most {MAX_FILTER} bytes, none of them zero")
+    check_filter(text)
+    every = _number(request, "every", float, MAX_EVERY)
+    count = _number(request, "count", int, MAX_COUNT)
+    if every and not count:
+        raise Refused("count: `every` needs it, as in every=10&count=10")
+    return Selection(text, every, int(count))
+
+
+def _number(request: web.Request, name: str, kind: Callable[[str], float], limit: float) -> float:
+    text = request.query.get(name, "")
+    if not text:
+        return 0
+    try:
+        value = kind(text)
+    except ValueError:
+        raise Refused(f"{name}: {text!r} is no number") from None
+    if not 0 < value <= limit:
+        raise Refused(f"{name}: must be above 0 and at most {limit:g}")
+    return value
+
+
+def _iso(time_ns: int) -> str | None:
+    """RFC 3339 with nanoseconds, UTC; None for no time at all."""
+    if time_ns == 0:
+        return None
+    seconds, rest = divmod(time_ns, 10**9)
+    try:
+        return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:09d}Z"
+    except (OverflowError, ValueError):
+        return None

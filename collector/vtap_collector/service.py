@@ -1,0 +1,155 @@
+"""The collector as one object: core, registry and storage, and what happens every second."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vtap_collector import ledger
+from vtap_collector.announcements import Announcement, TapName, Totals
+from vtap_collector.metrics import Numbers
+from vtap_collector.native import ConsumerCounts, Core, StreamCounts
+from vtap_collector.registry import STATE_FILE, Entry, Registry
+from vtap_collector.storage import Storage, StoredFile
+
+log = logging.getLogger(__name__)
+
+HOUSEKEEPING_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Consumer:
+    """A live consumer; `name` is how the ledger shows it."""
+
+    number: int
+    name: str
+
+
+class Service:
+    """Owned by the event loop; what blocks runs in threads."""
+
+    def __init__(self, core: Core, registry: Registry, storage: Storage, retain_bytes: int) -> None:
+        self.core = core
+        self.registry = registry
+        self.storage = storage
+        self._retain_bytes = retain_bytes
+        self._consumers: dict[int, Consumer] = {}
+        self._past_live_dropped = 0
+        self._deleted_files = 0
+        self._stored_bytes = 0
+        self._saving = asyncio.Lock()
+        self._save_failed = False
+        self._write_error = 0
+
+    # ---- the control channel ----
+
+    async def announce(self, node: str, announcement: Announcement) -> None:
+        """Raises Refused."""
+        self.registry.announce(node, announcement)
+        await self.save()
+
+    def totals(self, node: str, totals: Totals) -> None:
+        self.registry.totals(node, totals)
+
+    async def save(self) -> None:
+        """Write the registry down where it has changed. A disk that refuses is tried again every second."""
+        async with self._saving:
+            if not self.registry.changed:
+                return
+            self.registry.changed = False
+            try:
+                await asyncio.to_thread(self.storage.write_state, STATE_FILE, self.registry.saved())
+                self._save_failed = False
+            except OSError as error:
+                self.registry.changed = True
+                if not self._save_failed:
+                    log.warning("announcements cannot be saved, trying again: %s", error.strerror)
+                self._save_failed = True
+
+    # ---- consumers ----
+
+    def consumers(self) -> list[tuple[str, ConsumerCounts]]:
+        found = ((consumer.name, self.core.live_counts(number)) for number, consumer in self._consumers.items())
+        return [(name, counts) for name, counts in found if counts is not None]
+
+    def add_consumer(self, number: int, name: str) -> None:
+        self._consumers[number] = Consumer(number, name)
+
+    async def remove_consumer(self, number: int) -> None:
+        counts = self.core.live_counts(number)
+        self._past_live_dropped += counts.dropped if counts else 0
+        del self._consumers[number]
+        await asyncio.to_thread(self.core.close_live, number)
+
+    # ---- numbers ----
+
+    def sums(self) -> Mapping[TapName, StreamCounts]:
+        """By tap, over all its streams."""
+        sums = {name: tap.past for name, tap in self.registry.taps().items()}
+        for entry in self.registry.entries():
+            sums[entry.stream.tap] = sums[entry.stream.tap] + self.registry.counts(entry)
+        return sums
+
+    def ledger(self) -> dict[str, Any]:
+        """What `GET /v1/ledger` answers."""
+        return {
+            "streams": [self._row(entry) for entry in self.registry.entries()],
+            "taps": ledger.tap_rows(self.sums()),
+            **ledger.own_terms(self.core.counts()),
+            "consumers": ledger.consumer_rows(self.consumers()),
+        }
+
+    def _row(self, entry: Entry) -> dict[str, Any]:
+        return ledger.stream_row(entry.node, entry.stream, entry.open, self.registry.counts(entry))
+
+    def numbers(self) -> Numbers:
+        """What a scrape of `/metrics` shows."""
+        consumers = self.consumers()
+        return Numbers(
+            taps=self.sums(),
+            core=self.core.counts(),
+            open_streams=sum(entry.open for entry in self.registry.entries()),
+            live_consumers=len(consumers),
+            live_dropped=self._past_live_dropped + sum(counts.dropped for _name, counts in consumers),
+            stored_bytes=self._stored_bytes,
+            deleted_files=self._deleted_files,
+        )
+
+    # ---- files ----
+
+    def is_open(self, file: StoredFile) -> bool:
+        """Is it being written now?"""
+        tap = self.registry.taps().get(TapName.model_construct(namespace=file.namespace, name=file.tap))
+        return tap is not None and self.core.tap_file(tap.number) == file.name
+
+    # ---- time passing ----
+
+    async def housekeep(self) -> None:
+        """Until cancelled: save, sweep closed streams, keep within the retained bytes, say when the disk fails and recovers."""
+        while True:
+            await asyncio.sleep(HOUSEKEEPING_SECONDS)
+            for work in (self.save, self._retain, self._sweep):
+                await _survive(work)
+
+    async def _sweep(self) -> None:
+        self.registry.sweep()
+        error = self.core.counts().last_write_error
+        if error != self._write_error:
+            log.warning("capture files: %s", f"writing fails: {os.strerror(error)}" if error else "writing works again")
+            self._write_error = error
+
+    async def _retain(self) -> None:
+        deleted, self._stored_bytes = await asyncio.to_thread(self.storage.retain, self._retain_bytes, self.is_open)
+        self._deleted_files += deleted
+
+
+async def _survive(work: Callable[[], Awaitable[None]]) -> None:
+    """One pass that the operating system fails (a directory that vanishes, no descriptors left) must not end the next."""
+    try:
+        await work()
+    except OSError as error:
+        log.warning("housekeeping: %s", error)

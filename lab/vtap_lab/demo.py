@@ -44,9 +44,9 @@ def say(text: str = "") -> None:
 class Demo:
     """The cast, and what happens. Methods are the acts, in order."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, captures: Path) -> None:
         self.lab = lab
-        self.captures = CAPTURES / lab.record.id
+        self.captures = captures / lab.record.id
         self.captures.mkdir(parents=True)
         self.table = LiveTable()
         self.started = time.monotonic()
@@ -229,10 +229,10 @@ Stop it and remove everything: make clean
 """
 
 
-def play(lab: Lab, keep: bool) -> int:
+def play(lab: Lab, captures: Path, keep: bool) -> int:
     """All acts; 0 when everything came out as it should."""
     say("A node with its Open vSwitch, four pods, and a collector behind a router, all in network namespaces.")
-    demo = Demo(lab)
+    demo = Demo(lab, captures)
     demo.set_the_stage()
     demo.start_servers()
     demo.start_clients()
@@ -264,15 +264,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Play it, and leave the machine as it was found unless told to keep."""
     parser = argparse.ArgumentParser(prog="python -m vtap_lab.demo", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="leave it running at the end")
-    keep = parser.parse_args(argv).keep
+    parser.add_argument("--captures", type=Path, default=CAPTURES, help="where each run makes a folder of its own")
+    options = parser.parse_args(argv)
     if reason := preflight.why_no_lab():
         print(f"demo: {reason}", file=sys.stderr)
         return 1
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
     try:
-        with Lab(LabOptions(outlives_maker=keep)) as lab:
-            return play(lab, keep)
+        with Lab(LabOptions(outlives_maker=options.keep)) as lab:
+            return play(lab, options.captures.absolute(), options.keep)
     except LabError as problem:
         print(f"demo: {problem}", file=sys.stderr)
         return 1

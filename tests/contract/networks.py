@@ -121,8 +121,8 @@ class OvsNetwork:
         self.sockets: dict[str, PacketSocket] = {}
         self._tap_devices: list[str] = []
 
-    def add_pod(self, name: str, vlan: int = 0) -> str:
-        pod = self.lab.add_pod(name, vlan=vlan)
+    def add_pod(self, name: str, vlan: int = 0, mtu: int | None = None) -> str:
+        pod = self.lab.add_pod(name, vlan=vlan, mtu=mtu)
         self.pods[name] = pod
         self.sockets[name] = PacketSocket(pod.netns, pod.interface)
         return pod.mac

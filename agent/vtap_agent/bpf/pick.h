@@ -1,0 +1,395 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Who is this copy's pod, does its tap want it, and if so: over to the normalising pair with a ticket. */
+#ifndef VTAP_PICK_H
+#define VTAP_PICK_H
+
+#include "filter.h"
+#include "parse.h"
+#include "sample.h"
+
+#define HEADROOM 128
+#define SEGMENTS_A_VISIT 64 /* one NAPI poll takes that many from a queue */
+#define MINIMAL_OUTER 64
+
+struct pick {
+	struct packet packet;
+	__u32 segments;
+	__u32 bytes; /* with all tags */
+	__u32 pending; /* mark of the selected tap point that is still to be handed over; 0 = none */
+	__u32 hash;
+	__u32 near_ifindex;
+	__u64 time;
+	__u8 parsed;
+	__u8 hashed;
+	__u8 prepared;
+	__u8 strip;
+	__u8 tagged;
+	__u8 ingress;
+	__u8 broken;
+};
+
+static __always_inline __u32 hash_of(struct pick *c)
+{
+	if (!c->hashed) {
+		c->hash = flow_hash(&c->packet);
+		c->hashed = 1;
+	}
+	return c->hash;
+}
+
+__noinline int parse_packet(struct __sk_buff *skb, struct packet *p, __u32 ingress)
+{
+	int failed;
+
+	if (!p)
+		return -1;
+	failed = ingress ? parse(skb, p, 1) : parse(skb, p, 0);
+	if (failed)
+		__builtin_memset(p, 0, sizeof(*p));
+	return failed;
+}
+
+/* The VLAN that filters match is the first tag that the pod sees. */
+static __always_inline void show_vlan(struct pick *c)
+{
+	__u64 vlan = 0;
+
+	if (c->packet.tag_count > c->strip)
+		vlan = tag_vid(c->packet.tags[c->strip & 1]);
+	c->packet.meta = (c->packet.meta & ~(0xffffULL << META_VLAN_SHIFT)) | vlan << META_VLAN_SHIFT;
+}
+
+static __always_inline void parse_once(struct __sk_buff *skb, struct pick *c)
+{
+	if (c->parsed)
+		return;
+	c->parsed = 1;
+	c->broken = parse_packet(skb, &c->packet, c->ingress) != 0;
+	show_vlan(c);
+}
+
+/* Wire packets in what the kernel handed over, and the bytes they have on the pod's wire. */
+__noinline int measure(struct __sk_buff *skb, struct pick *c)
+{
+	__u32 size = skb->gso_size, headers, payload;
+
+	if (!c)
+		return 0;
+	parse_once(skb, c);
+	headers = c->packet.header_length + (c->packet.l3 - 14);
+	payload = skb->len > headers ? skb->len - headers : 0;
+	c->segments = skb->gso_segs;
+	if (!c->segments)
+		c->segments = size ? (payload + size - 1) / size : 1;
+	if (!c->segments)
+		c->segments = 1;
+	c->bytes = payload + c->segments * (headers + (skb->vlan_present ? 4 : 0));
+	return 0;
+}
+
+/* Once a packet, before its first copy leaves: tags and EtherType go into the ticket, which spares the far end GRO and VLAN
+ * handling, and a super-packet gets room for the outer headers that all its segments inherit. */
+static __noinline int prepare(struct __sk_buff *skb, struct pick *c)
+{
+	__be16 masked = bpf_htons(MASKED_ETHERTYPE);
+	__u32 i;
+
+	if (c->prepared)
+		return 0;
+	c->prepared = 1;
+	for (i = 0; i < MAX_TAGS; i++) {
+		if (i >= c->packet.tag_count)
+			break;
+		bpf_skb_vlan_pop(skb);
+	}
+	if (skb->gso_size && c->packet.meta & META_IS_IP &&
+	    !bpf_skb_adjust_room(skb, HEADROOM, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO))
+		bpf_skb_adjust_room(skb, -HEADROOM, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO);
+	bpf_skb_store_bytes(skb, 12, &masked, 2, 0);
+	c->time = bpf_ktime_get_tai_ns();
+	return 0;
+}
+
+static __always_inline void choose_queue(struct __sk_buff *skb, struct cursor *cursor, const struct control *control, __u32 segments)
+{
+	__u32 cpu = bpf_get_smp_processor_id();
+
+	if (cursor->filled + segments > SEGMENTS_A_VISIT) {
+		cursor->queue++;
+		cursor->filled = 0;
+	}
+	cursor->filled += segments;
+	if (cpu < control->cpus)
+		skb->queue_mapping = cpu * control->queues + (cursor->queue & (control->queues - 1)) + 1;
+}
+
+static __always_inline struct ticket *take_ticket(struct cursor *cursor, const struct control *control, __u32 *mark)
+{
+	__u32 cpu = bpf_get_smp_processor_id(), number = ++cursor->tickets, index;
+
+	index = cpu * control->tickets + (number & (control->tickets - 1));
+	/* The high bits tell a ticket from its predecessors at the same place; never 0. */
+	*mark = index | (number / control->tickets % 1023 + 1) << 22;
+	return bpf_map_lookup_elem(&tickets, &index);
+}
+
+static __always_inline void hand_over_pending(struct __sk_buff *skb, struct pick *c)
+{
+	struct ticket *ticket;
+	struct pick_counters *counters;
+	__u32 index = c->pending & 0x3fffff, slot;
+
+	if (!c->pending)
+		return;
+	skb->mark = c->pending;
+	c->pending = 0;
+	if (bpf_clone_redirect(skb, c->near_ifindex, 0) >= 0)
+		return;
+	ticket = bpf_map_lookup_elem(&tickets, &index);
+	if (!ticket)
+		return;
+	slot = ticket->slot;
+	counters = bpf_map_lookup_elem(&picked, &slot);
+	if (counters) {
+		counters->handed -= c->segments;
+		counters->dropped_clone += c->segments;
+	}
+}
+
+static __always_inline __u32 kept_bytes(const struct program *program, const struct pick *c)
+{
+	__u32 tags = c->packet.tag_count - (c->strip && c->packet.tag_count ? 1 : 0);
+	__u32 headers = c->packet.header_length + tags * 4, cut = program->snap_length;
+
+	if (program->flags & PROGRAM_HEADERS_ONLY && (!cut || headers < cut))
+		cut = headers;
+	return cut;
+}
+
+struct selection {
+	__u32 entry;
+	__u32 chosen;
+	__u32 mode;
+};
+
+/* Fills in a ticket; the copy leaves when the next tap point is selected, or with the packet itself if none is. */
+static __noinline int hand_over(struct __sk_buff *skb, struct pick *c, struct pick_counters *counters, const struct program *program,
+				const struct selection *selection)
+{
+	__u32 zero = 0, slot = selection->entry & 0xffff, mark, tag, i;
+	struct control *control;
+	struct cursor *cursor;
+	struct ticket *ticket;
+	struct point *point;
+
+	if (!counters || !program)
+		return 0;
+	control = bpf_map_lookup_elem(&controls, &zero);
+	cursor = bpf_map_lookup_elem(&cursors, &zero);
+	point = bpf_map_lookup_elem(&points, &slot);
+	if (!control || !cursor || !point)
+		return 0;
+	if (bpf_ktime_get_coarse_ns() > control->lease_until) {
+		counters->dropped_lease += c->segments;
+		return 0;
+	}
+	parse_once(skb, c);
+	if (c->broken) {
+		counters->dropped_malformed += c->segments;
+		return 0;
+	}
+	if (!point->in_use || !control->near_ifindex) {
+		counters->dropped_not_ready += c->segments;
+		return 0;
+	}
+	prepare(skb, c);
+	c->near_ifindex = control->near_ifindex;
+	hand_over_pending(skb, c);
+	choose_queue(skb, cursor, control, c->segments);
+	ticket = take_ticket(cursor, control, &mark);
+	if (!ticket) {
+		counters->dropped_not_ready += c->segments;
+		return 0;
+	}
+	ticket->incarnation = point->incarnation;
+	ticket->time = c->time;
+	ticket->flow_hash = hash_of(c);
+	ticket->chosen = selection->chosen;
+	ticket->segment = 0;
+	ticket->cut = kept_bytes(program, c);
+	ticket->slot = slot;
+	ticket->program = selection->entry >> 16;
+	ticket->mode = selection->mode | (program->cost_per_byte ? TICKET_LIMITED : 0);
+	ticket->ethertype = c->packet.ethertype;
+	ticket->header_length = c->packet.header_length;
+	tag = c->strip && c->packet.tag_count;
+	ticket->tag_count = c->packet.tag_count - tag;
+#pragma clang loop unroll(full)
+	for (i = 0; i < MAX_TAGS; i++)
+		ticket->tags[i] = c->packet.tags[(i + tag) & (MAX_TAGS - 1)];
+	ticket->mark = mark;
+	counters->handed += c->segments;
+	c->pending = mark;
+	return 0;
+}
+
+static __always_inline int sampled(const struct program *program, struct pick *c, struct pick_counters *counters, __u32 entry,
+				   struct selection *selection)
+{
+	__u32 slot = entry & 0xffff, n = c->segments, hits;
+	struct shared *shared;
+
+	selection->entry = entry;
+	selection->chosen = 0;
+	selection->mode = TICKET_WHOLE;
+	if (program->sampling == SAMPLE_ONE_IN) {
+		if (counters->skip_program != entry >> 16) {
+			counters->skip_program = entry >> 16;
+			counters->skip = draw_skip(program);
+		}
+		if (counters->skip >= n) {
+			counters->skip -= n;
+			counters->unsampled += n;
+			return 0;
+		}
+		selection->chosen = counters->skip;
+		selection->mode = n > 1 ? TICKET_GEOMETRIC : TICKET_WHOLE;
+		counters->skip = draw_skip(program);
+	} else if (program->sampling == SAMPLE_FLOWS) {
+		if (hash_of(c) >= program->flow_threshold) {
+			counters->unsampled += n;
+			return 0;
+		}
+	} else if (program->sampling == SAMPLE_PER_INTERVAL) {
+		shared = bpf_map_lookup_elem(&slots, &slot);
+		if (!shared)
+			return 0;
+		hits = take_from_window(shared, program, n);
+		if (!hits) {
+			counters->unsampled += n;
+			return 0;
+		}
+		selection->chosen = hits;
+		selection->mode = hits < n ? TICKET_FIRST : TICKET_WHOLE;
+	}
+	return 1;
+}
+
+/* Over the rate already: don't even clone. A packet that the sampler takes apart is left to `send`, which charges exactly. */
+static __always_inline int over_rate(const struct program *program, struct pick_counters *counters, const struct pick *c,
+				     const struct selection *selection)
+{
+	__u32 slot = selection->entry & 0xffff;
+	struct shared *shared;
+
+	if (!program->cost_per_byte || selection->mode != TICKET_WHOLE)
+		return 0;
+	shared = bpf_map_lookup_elem(&slots, &slot);
+	if (!shared || bucket_conforms(shared, program, bucket_clock(), MINIMAL_OUTER))
+		return 0;
+	counters->limited += c->segments;
+	return 1;
+}
+
+__noinline int visit(struct __sk_buff *skb, struct pick *c, __u32 entry)
+{
+	__u32 slot = entry & 0xffff, index = entry >> 16;
+	struct selection selection;
+	struct pick_counters *counters;
+	struct program *program;
+	int include;
+
+	if (!c)
+		return 0;
+	counters = bpf_map_lookup_elem(&picked, &slot);
+	if (!counters)
+		return 0;
+	counters->seen += c->segments;
+	counters->seen_bytes += c->strip & c->tagged ? c->bytes - 4 * c->segments : c->bytes;
+	program = whole(&programs, index);
+	if (!program) {
+		counters->dropped_not_ready += c->segments;
+		return 0;
+	}
+	if (program->rule_count || program->sampling == SAMPLE_FLOWS)
+		parse_once(skb, c);
+	include = program->flags & PROGRAM_INCLUDE;
+	if (program->rule_count)
+		include = decide(program, &c->packet);
+	if (c->broken) {
+		counters->dropped_malformed += c->segments;
+		return 0;
+	}
+	if (!include) {
+		counters->excluded += c->segments;
+		return 0;
+	}
+	if (!sampled(program, c, counters, entry, &selection) || over_rate(program, counters, c, &selection))
+		return 0;
+	return hand_over(skb, c, counters, program, &selection);
+}
+
+struct walk {
+	struct __sk_buff *skb;
+	struct pick *c;
+	void *list;
+	__u8 sender[8];
+};
+
+static long visit_listed(__u32 i, struct walk *walk)
+{
+	struct source *source = walk->list;
+
+	if (i < MAX_POINTS)
+		visit(walk->skb, walk->c, source->entries[i]);
+	return 0;
+}
+
+static long visit_flooded(__u32 i, struct walk *walk)
+{
+	struct flood *flood = walk->list;
+	struct flood_entry *receiver;
+
+	if (i >= MAX_FLOOD)
+		return 1;
+	receiver = &flood->entries[i];
+	if (*(__u32 *)receiver->mac != *(__u32 *)walk->sender || *(__u16 *)(receiver->mac + 4) != *(__u16 *)(walk->sender + 4)) {
+		walk->c->strip = receiver->flags & SOURCE_STRIP;
+		if (walk->c->parsed)
+			show_vlan(walk->c);
+		visit(walk->skb, walk->c, receiver->entry);
+	}
+	return 0;
+}
+
+static __always_inline int unattributed(struct __sk_buff *skb, __u32 segments)
+{
+	__u32 ifindex = skb->ifindex;
+	struct port_counters *port = bpf_map_lookup_elem(&ports, &ifindex);
+
+	if (port)
+		port->unattributed += segments;
+	return TC_ACT_SHOT;
+}
+
+static __always_inline int finish(struct __sk_buff *skb, struct pick *c)
+{
+	if (!c->pending)
+		return TC_ACT_SHOT;
+	skb->mark = c->pending;
+	return bpf_redirect(c->near_ifindex, 0);
+}
+
+static __always_inline void begin(struct __sk_buff *skb, struct pick *c, int ingress, int tagged, int strip)
+{
+	__builtin_memset(c, 0, sizeof(*c));
+	c->ingress = ingress;
+	c->strip = strip;
+	c->segments = 1;
+	c->tagged = tagged;
+	c->bytes = skb->len + (skb->vlan_present ? 4 : 0);
+	if (skb->gso_size)
+		measure(skb, c);
+}
+
+#endif

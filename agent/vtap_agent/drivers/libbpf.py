@@ -1,0 +1,409 @@
+"""libbpf through ctypes: objects, maps, programs, links and pins, as far as the pipeline needs them.
+
+Calls that fail raise `BpfError`, an `OSError` whose message says what was tried. Descriptors are closed by whoever opened them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections.abc import Iterator
+from ctypes import byref, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p, create_string_buffer, sizeof
+from dataclasses import dataclass
+from pathlib import Path
+
+from vtap_agent.errors import TellUser
+
+BPF_MAP_TYPE_HASH = 1
+BPF_MAP_TYPE_ARRAY = 2
+BPF_MAP_TYPE_PERCPU_HASH = 5
+BPF_MAP_TYPE_PERCPU_ARRAY = 6
+BPF_MAP_TYPE_ARRAY_OF_MAPS = 12
+PER_CPU_TYPES = frozenset({BPF_MAP_TYPE_PERCPU_HASH, BPF_MAP_TYPE_PERCPU_ARRAY})
+BPF_F_NO_PREALLOC = 1
+BPF_TCX_INGRESS = 46
+"""enum bpf_attach_type, Linux 6.6 and newer."""
+BPF_TC_INGRESS = 1
+BPF_TC_F_REPLACE = 1
+LOG_LINES = 20
+
+
+class BpfError(OSError):
+    """A failed bpf(2) operation."""
+
+
+def _layout(name: str, *fields: tuple[str, type]) -> type[ctypes.Structure]:
+    return type(name, (ctypes.Structure,), {"_fields_": list(fields)})
+
+
+_MapCreateOpts = _layout(
+    "_MapCreateOpts",
+    ("sz", c_size_t),
+    ("btf_fd", c_uint32),
+    ("btf_key_type_id", c_uint32),
+    ("btf_value_type_id", c_uint32),
+    ("btf_vmlinux_value_type_id", c_uint32),
+    ("inner_map_fd", c_uint32),
+    ("map_flags", c_uint32),
+    ("map_extra", c_uint64),
+    ("numa_node", c_uint32),
+    ("map_ifindex", c_uint32),
+)
+_TestRunOpts = _layout(
+    "_TestRunOpts",
+    ("sz", c_size_t),
+    ("data_in", c_void_p),
+    ("data_out", c_void_p),
+    ("data_size_in", c_uint32),
+    ("data_size_out", c_uint32),
+    ("ctx_in", c_void_p),
+    ("ctx_out", c_void_p),
+    ("ctx_size_in", c_uint32),
+    ("ctx_size_out", c_uint32),
+    ("retval", c_uint32),
+    ("repeat", c_int),
+    ("duration", c_uint32),
+    ("flags", c_uint32),
+    ("cpu", c_uint32),
+    ("batch_size", c_uint32),
+)
+_TcHook = _layout("_TcHook", ("sz", c_size_t), ("ifindex", c_int), ("attach_point", c_int), ("parent", c_uint32))
+_TcOpts = _layout(
+    "_TcOpts",
+    ("sz", c_size_t),
+    ("prog_fd", c_int),
+    ("flags", c_uint32),
+    ("prog_id", c_uint32),
+    ("handle", c_uint32),
+    ("priority", c_uint32),
+)
+
+
+class _MapInfo(ctypes.Structure):
+    """struct bpf_map_info, as far as it is used."""
+
+    _fields_ = (
+        ("type", c_uint32),
+        ("id", c_uint32),
+        ("key_size", c_uint32),
+        ("value_size", c_uint32),
+        ("max_entries", c_uint32),
+        ("map_flags", c_uint32),
+        ("name", ctypes.c_char * 16),
+    )
+
+
+class _LinkInfo(ctypes.Structure):
+    """struct bpf_link_info with the tcx member of its union."""
+
+    _fields_ = (
+        ("type", c_uint32),
+        ("id", c_uint32),
+        ("prog_id", c_uint32),
+        ("pad", c_uint32),
+        ("ifindex", c_uint32),
+        ("attach_type", c_uint32),
+    )
+
+
+class _ProgInfo(ctypes.Structure):
+    _fields_ = (("type", c_uint32), ("id", c_uint32))
+
+
+@dataclass(frozen=True, slots=True)
+class TestRun:
+    """What BPF_PROG_TEST_RUN reported; `duration_ns` is the mean over the repetitions."""
+
+    verdict: int
+    data: bytes
+    duration_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A tcx link: where it is attached (0 when its device has gone) and which program it runs."""
+
+    ifindex: int
+    program_id: int
+
+
+_PRINT = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
+_vsnprintf = ctypes.CDLL(None).vsnprintf
+_vsnprintf.argtypes = [c_void_p, c_size_t, c_char_p, c_void_p]
+_said: list[str] = []
+
+
+@_PRINT
+def _remember(_level: int, form: bytes, arguments: int) -> int:
+    buffer = create_string_buffer(4096)
+    _vsnprintf(buffer, len(buffer), form, arguments)
+    _said.extend(buffer.value.decode(errors="replace").splitlines())
+    del _said[:-LOG_LINES]
+    return 0
+
+
+def _library() -> ctypes.CDLL:
+    try:
+        lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
+    except OSError as error:
+        raise TellUser("libbpf.so.1 is missing: install the package libbpf1") from error
+    pointers = {
+        "bpf_object__open_file": [c_char_p, c_void_p],
+        "bpf_object__next_map": [c_void_p, c_void_p],
+        "bpf_object__find_program_by_name": [c_void_p, c_char_p],
+    }
+    for name, arguments in pointers.items():
+        function = getattr(lib, name)
+        function.restype, function.argtypes = c_void_p, arguments
+    lib.bpf_map__name.restype, lib.bpf_map__name.argtypes = c_char_p, [c_void_p]
+    numbers = {
+        "bpf_object__load": [c_void_p],
+        "bpf_object__close": [c_void_p],
+        "bpf_map__fd": [c_void_p],
+        "bpf_map__reuse_fd": [c_void_p, c_int],
+        "bpf_map__set_max_entries": [c_void_p, c_uint32],
+        "bpf_program__fd": [c_void_p],
+        "bpf_obj_pin": [c_int, c_char_p],
+        "bpf_obj_get": [c_char_p],
+        "bpf_map_create": [c_int, c_char_p, c_uint32, c_uint32, c_uint32, c_void_p],
+        "bpf_map_lookup_elem": [c_int, c_char_p, c_void_p],
+        "bpf_map_update_elem": [c_int, c_char_p, c_char_p, c_uint64],
+        "bpf_map_delete_elem": [c_int, c_char_p],
+        "bpf_map_get_next_key": [c_int, c_char_p, c_void_p],
+        "bpf_map_lookup_batch": [c_int, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p],
+        "bpf_map_get_fd_by_id": [c_uint32],
+        "bpf_obj_get_info_by_fd": [c_int, c_void_p, c_void_p],
+        "bpf_prog_test_run_opts": [c_int, c_void_p],
+        "bpf_link_create": [c_int, c_int, c_int, c_void_p],
+        "bpf_link_update": [c_int, c_int, c_void_p],
+        "bpf_tc_hook_create": [c_void_p],
+        "bpf_tc_hook_destroy": [c_void_p],
+        "bpf_tc_attach": [c_void_p, c_void_p],
+        "bpf_tc_query": [c_void_p, c_void_p],
+        "libbpf_num_possible_cpus": [],
+    }
+    for name, arguments in numbers.items():
+        function = getattr(lib, name)
+        function.restype, function.argtypes = c_int, arguments
+    lib.libbpf_set_print(_remember)
+    return lib
+
+
+_loaded: list[ctypes.CDLL] = []
+
+
+def _lib() -> ctypes.CDLL:
+    if not _loaded:
+        _loaded.append(_library())
+    return _loaded[0]
+
+
+def _checked(result: int, what: str) -> int:
+    if result < 0:
+        number = ctypes.get_errno() or -result
+        raise BpfError(number, f"{what}: {os.strerror(number)}")
+    return result
+
+
+def possible_cpus() -> int:
+    return _checked(_lib().libbpf_num_possible_cpus(), "count CPUs")
+
+
+class Map:
+    """A map by descriptor. Keys and values are bytes; a per-CPU value is all CPUs' values, each rounded up to 8 bytes."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        info = _MapInfo()
+        length = c_uint32(sizeof(info))
+        _checked(_lib().bpf_obj_get_info_by_fd(fd, byref(info), byref(length)), "read a map's description")
+        self.id: int = info.id
+        self.type: int = info.type
+        self.key_size: int = info.key_size
+        self.value_size: int = info.value_size
+        self.max_entries: int = info.max_entries
+        self.name: str = info.name.decode()
+        self.stride = (self.value_size + 7) // 8 * 8
+        copies = possible_cpus() if self.type in PER_CPU_TYPES else 1
+        self._buffer = create_string_buffer(self.stride * copies)
+        self._next = create_string_buffer(self.key_size)
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+    def lookup(self, key: bytes) -> bytes | None:
+        if _lib().bpf_map_lookup_elem(self.fd, key, self._buffer) >= 0:
+            return self._buffer.raw if self.type in PER_CPU_TYPES else self._buffer.raw[: self.value_size]
+        if ctypes.get_errno() == errno.ENOENT:
+            return None
+        raise BpfError(ctypes.get_errno(), f"read map {self.name}: {os.strerror(ctypes.get_errno())}")
+
+    def update(self, key: bytes, value: bytes) -> None:
+        _checked(_lib().bpf_map_update_elem(self.fd, key, value, 0), f"write map {self.name}")
+
+    def delete(self, key: bytes) -> None:
+        """Deleting what isn't there is no error."""
+        if _lib().bpf_map_delete_elem(self.fd, key) < 0 and ctypes.get_errno() != errno.ENOENT:
+            raise BpfError(ctypes.get_errno(), f"delete from map {self.name}: {os.strerror(ctypes.get_errno())}")
+
+    def walk(self) -> Iterator[bytes]:
+        """Each key once, as long as nothing is deleted meanwhile."""
+        key: bytes | None = None
+        while _lib().bpf_map_get_next_key(self.fd, key, self._next) >= 0:
+            key = self._next.raw
+            yield key
+        if ctypes.get_errno() != errno.ENOENT:
+            raise BpfError(ctypes.get_errno(), f"walk map {self.name}: {os.strerror(ctypes.get_errno())}")
+
+    def values(self) -> list[bytes]:
+        """All values of an array in one call, in the order of their indices; all CPUs' of a per-CPU array together."""
+        size = len(self._buffer) if self.type in PER_CPU_TYPES else self.value_size
+        keys = create_string_buffer(self.key_size * self.max_entries)
+        values = create_string_buffer(size * self.max_entries)
+        count, position = c_uint32(self.max_entries), c_uint32()
+        result = _lib().bpf_map_lookup_batch(self.fd, None, byref(position), keys, values, byref(count), None)
+        if result < 0 and ctypes.get_errno() != errno.ENOENT:
+            _checked(result, f"read map {self.name}")
+        return [values[i * size : (i + 1) * size] for i in range(count.value)]
+
+    def kernel_bytes(self) -> int:
+        """What the kernel charges for it, by the map's fdinfo."""
+        lines = Path(f"/proc/self/fdinfo/{self.fd}").read_text().splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.startswith("memlock:"))
+
+
+def create_map(kind: int, name: str, key_size: int, value_size: int, max_entries: int, flags: int = 0) -> Map:
+    opts = _MapCreateOpts(sz=sizeof(_MapCreateOpts), map_flags=flags)
+    made = _lib().bpf_map_create(kind, name.encode()[:15], key_size, value_size, max_entries, byref(opts))
+    return Map(_checked(made, f"create map {name}"))
+
+
+def map_by_id(number: int) -> Map:
+    return Map(_checked(_lib().bpf_map_get_fd_by_id(number), f"open map {number}"))
+
+
+def get_pinned(path: Path) -> int | None:
+    """A new descriptor of what is pinned at `path`, None when nothing is."""
+    fd = _lib().bpf_obj_get(os.fsencode(path))
+    if fd >= 0:
+        return fd
+    if ctypes.get_errno() == errno.ENOENT:
+        return None
+    raise BpfError(ctypes.get_errno(), f"open {path}: {os.strerror(ctypes.get_errno())}")
+
+
+def pin(fd: int, path: Path) -> None:
+    _checked(_lib().bpf_obj_pin(fd, os.fsencode(path)), f"pin {path}")
+
+
+class Object:
+    """An opened object file; `load` turns it into maps and programs."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._handle = _lib().bpf_object__open_file(os.fsencode(path), None)
+        if not self._handle:
+            raise TellUser(f"{path} is no eBPF object that libbpf can read: {'; '.join(_said[-3:])}")
+        self._maps: dict[str, int] = {}
+        at = _lib().bpf_object__next_map(self._handle, None)
+        while at:
+            self._maps[_lib().bpf_map__name(at).decode()] = at
+            at = _lib().bpf_object__next_map(self._handle, at)
+
+    @property
+    def map_names(self) -> list[str]:
+        return list(self._maps)
+
+    def resize(self, name: str, max_entries: int) -> None:
+        _checked(_lib().bpf_map__set_max_entries(self._maps[name], max_entries), f"resize map {name}")
+
+    def reuse(self, name: str, fd: int) -> None:
+        _checked(_lib().bpf_map__reuse_fd(self._maps[name], fd), f"reuse map {name}")
+
+    def load(self) -> None:
+        _said.clear()
+        result = _lib().bpf_object__load(self._handle)
+        if result < 0:
+            raise TellUser(
+                f"the kernel refuses the eBPF programs ({os.strerror(-result)}): it has to be Linux 6.1 or newer and the agent "
+                f"needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON; libbpf says: {'; '.join(_said[-4:])}"
+            )
+
+    def map_fd(self, name: str) -> int:
+        """A descriptor of one's own: it outlives the object."""
+        return os.dup(_checked(_lib().bpf_map__fd(self._maps[name]), f"map {name}"))
+
+    def program_fd(self, name: str) -> int:
+        """A descriptor of one's own: it outlives the object."""
+        program = _lib().bpf_object__find_program_by_name(self._handle, name.encode())
+        if not program:
+            raise TellUser(f"{self.path} has no program {name}: build it again")
+        return os.dup(_checked(_lib().bpf_program__fd(program), f"program {name}"))
+
+    def close(self) -> None:
+        _lib().bpf_object__close(self._handle)
+
+
+def program_id(fd: int) -> int:
+    info = _ProgInfo()
+    length = c_uint32(sizeof(info))
+    _checked(_lib().bpf_obj_get_info_by_fd(fd, byref(info), byref(length)), "read a program's description")
+    return info.id
+
+
+def link_info(fd: int) -> Link:
+    info = _LinkInfo()
+    length = c_uint32(sizeof(info))
+    _checked(_lib().bpf_obj_get_info_by_fd(fd, byref(info), byref(length)), "read a link's description")
+    return Link(ifindex=info.ifindex, program_id=info.prog_id)
+
+
+def attach_tcx(program: int, ifindex: int) -> int:
+    """A new tcx link at ingress. EINVAL from a kernel older than 6.6."""
+    return _checked(_lib().bpf_link_create(program, ifindex, BPF_TCX_INGRESS, None), f"attach to interface {ifindex}")
+
+
+def update_link(link: int, program: int) -> None:
+    _checked(_lib().bpf_link_update(link, program, None), "replace a link's program")
+
+
+def attach_clsact(program: int, ifindex: int, priority: int, handle: int) -> None:
+    """Attaches at clsact ingress in place of whatever has this priority and handle."""
+    hook = _TcHook(sz=sizeof(_TcHook), ifindex=ifindex, attach_point=BPF_TC_INGRESS)
+    if (made := _lib().bpf_tc_hook_create(byref(hook))) < 0 and -made != errno.EEXIST:
+        _checked(made, f"add clsact to interface {ifindex}")
+    opts = _TcOpts(sz=sizeof(_TcOpts), prog_fd=program, flags=BPF_TC_F_REPLACE, handle=handle, priority=priority)
+    _checked(_lib().bpf_tc_attach(byref(hook), byref(opts)), f"attach to interface {ifindex}")
+
+
+def clsact_program(ifindex: int, priority: int, handle: int) -> int | None:
+    """The id of the program at this priority and handle of clsact ingress, None without one."""
+    hook = _TcHook(sz=sizeof(_TcHook), ifindex=ifindex, attach_point=BPF_TC_INGRESS)
+    opts = _TcOpts(sz=sizeof(_TcOpts), handle=handle, priority=priority)
+    result = _lib().bpf_tc_query(byref(hook), byref(opts))
+    if result >= 0:
+        return opts.prog_id
+    if -result in (errno.ENOENT, errno.EINVAL, errno.ENODEV):
+        return None
+    return _checked(result, f"query interface {ifindex}")
+
+
+def test_run(program: int, data: bytes, context: bytes = b"", repeat: int = 1) -> TestRun:
+    """BPF_PROG_TEST_RUN with a frame and, optionally, a struct __sk_buff."""
+    room = len(data) + 512
+    out = create_string_buffer(room)
+    frame = create_string_buffer(data, len(data))
+    given = create_string_buffer(context, len(context)) if context else None
+    opts = _TestRunOpts(
+        sz=sizeof(_TestRunOpts),
+        data_in=ctypes.addressof(frame),
+        data_size_in=len(data),
+        data_out=ctypes.addressof(out),
+        data_size_out=room,
+        ctx_in=ctypes.addressof(given) if given is not None else None,
+        ctx_size_in=len(context),
+        repeat=repeat,
+    )
+    _checked(_lib().bpf_prog_test_run_opts(program, byref(opts)), "run a program on a test packet")
+    return TestRun(verdict=opts.retval, data=out.raw[: opts.data_size_out], duration_ns=opts.duration)

@@ -1,0 +1,122 @@
+"""The devices that copies pass: a tap port for each mirror, and the normalising pair."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from vtap_agent.drivers import libbpf, links
+from vtap_agent.drivers.links import STAMP, LinkState
+from vtap_agent.pipeline.steps import TapPortDevices
+from vtap_agent.plan.dataplane import Direction, MirrorKey
+
+QUEUES_PER_CPU = 64
+MAX_QUEUES = 1024
+NO_MERGING = 1
+"""GRO switches a veth's NAPI on, and a limit below any packet's size keeps it from merging."""
+
+
+def queues_per_cpu() -> int:
+    """A power of two. A queue holds 256 packets, one NAPI poll hands out 64 super-packets."""
+    queues = QUEUES_PER_CPU
+    while queues > 1 and queues * libbpf.possible_cpus() > MAX_QUEUES:
+        queues //= 2
+    return queues
+
+
+def _hash(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:8]
+
+
+def tap_port_devices(node: str, key: MirrorKey) -> TapPortDevices:
+    suffix = _hash(node, key.bridge, key.direction)
+    return TapPortDevices(switch=f"vtm{suffix}", ours=f"vtp{suffix}")
+
+
+def tap_port_alias(node: str, key: MirrorKey) -> str:
+    return f"{STAMP} tap-port node={node} direction={key.direction} bridge={key.bridge}"
+
+
+def tap_port_of(node: str, alias: str) -> MirrorKey | None:
+    """Which mirror a stamped device serves."""
+    for direction in Direction:
+        start = tap_port_alias(node, MirrorKey("", direction))
+        if alias.startswith(start):
+            return MirrorKey(alias[len(start) :], direction)
+    return None
+
+
+def ensure_tap_port(node: str, key: MirrorKey) -> TapPortDevices:
+    """Both ends exist, are silent and up. The switch's end keeps its offloads: super-packets are to arrive whole."""
+    names = tap_port_devices(node, key)
+    alias = tap_port_alias(node, key)
+    ends = [links.find(names.switch), links.find(names.ours)]
+    if all(end is not None and end.up and end.alias == alias for end in ends):
+        return names
+    for name in (names.switch, names.ours):
+        links.remove(name)
+    links.create_veth(names.switch, names.ours)
+    links.silence(names.switch, alias)
+    # Receive queues of its own: with this feature the kernel takes what a packet socket sends through NAPI too.
+    links.set_offloads(names.ours, gro=True)
+    links.set_gro_limit(names.ours, NO_MERGING)
+    links.set_feature(names.ours, "rx-udp-gro-forwarding", True)
+    links.silence(names.ours, alias)
+    return names
+
+
+def remove_tap_port(node: str, key: MirrorKey) -> None:
+    links.remove(tap_port_devices(node, key).ours)
+
+
+@dataclass(frozen=True, slots=True)
+class PairDevices:
+    """`pick` transmits into `near`, `send` listens at `far`."""
+
+    near: str
+    far: str
+
+
+def pair_devices(node: str) -> PairDevices:
+    suffix = _hash(node, "pair")
+    return PairDevices(near=f"vtn{suffix}", far=f"vtf{suffix}")
+
+
+def pair_alias(node: str) -> str:
+    return f"{STAMP} pair node={node}"
+
+
+def _good(end: LinkState | None, alias: str, queues: int) -> bool:
+    return end is not None and end.up and end.alias == alias and end.tx_queues == queues and end.rx_queues == queues
+
+
+def pair_is_good(node: str) -> bool:
+    names, queues = pair_devices(node), queues_per_cpu() * libbpf.possible_cpus()
+    return all(_good(links.find(name), pair_alias(node), queues) for name in (names.near, names.far))
+
+
+def ensure_pair(node: str) -> PairDevices:
+    """The near end segments super-packets and completes checksums because it can do nothing itself; the far end has NAPI."""
+    names = pair_devices(node)
+    if pair_is_good(node):
+        return names
+    remove_pair(node)
+    links.create_veth(names.near, names.far, queues_per_cpu() * libbpf.possible_cpus())
+    links.set_offloads(names.near, tso=False, gso=False, tx=False, sg=False)
+    links.set_offloads(names.far, gro=True)
+    links.set_gro_limit(names.far, NO_MERGING)
+    links.silence(names.far, pair_alias(node))
+    links.silence(names.near, pair_alias(node))
+    return names
+
+
+def remove_pair(node: str) -> None:
+    names = pair_devices(node)
+    for name in (names.near, names.far):
+        links.remove(name)
+
+
+def pair_dropped(node: str) -> int:
+    """Packets the kernel dropped between the ends: a full receive queue or a failed segmentation, both at the sender."""
+    end = links.find(pair_devices(node).near)
+    return end.tx_dropped if end else 0

@@ -1,0 +1,135 @@
+"""What the kernel's maps hold against what they should hold. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from vtap_agent.errors import TellUser
+from vtap_agent.pipeline import encode
+from vtap_agent.pipeline.steps import (
+    AddPeers,
+    AttachPick,
+    Deselect,
+    DropDestination,
+    DropPeers,
+    DropPoint,
+    DropProgram,
+    MakePair,
+    PipelineStep,
+    PutDestination,
+    PutPoint,
+    PutProgram,
+    Select,
+    Selection,
+    TapPortDevices,
+)
+from vtap_agent.plan.dataplane import MAX_POINTS_PER_SOURCE, MAX_SLOTS, DataPlane, MirrorKey
+from vtap_agent.plan.steps import ordered
+
+Place = tuple[MirrorKey, int, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """`programs` and `destinations` by index, `points` by slot, peer sets as number of addresses by id."""
+
+    programs: Mapping[int, bytes]
+    destinations: Mapping[int, bytes]
+    points: Mapping[int, bytes]
+    peer_sets: Mapping[int, int]
+    selections: frozenset[Selection]
+    attached: frozenset[str]
+    """Devices that run the current `pick`."""
+    pair_ready: bool
+
+
+def _name(value: bytes) -> bytes:
+    return value[:16]
+
+
+def assign(observed: Mapping[int, bytes], names: Iterable[str]) -> dict[str, int]:
+    """An index for each name: the one it has, else the lowest that is free."""
+    known = {_name(value): index for index, value in observed.items()}
+    wanted = sorted(names)
+    indices = {name: known[encode.digest(name)] for name in wanted if encode.digest(name) in known}
+    taken = set(observed)
+    free = (index for index in range(MAX_SLOTS) if index not in taken)
+    for name in wanted:
+        if name not in indices:
+            index = next(free, None)
+            if index is None:
+                raise TellUser(f"a node holds at most {MAX_SLOTS} taps and destinations: {name} has no room")
+            indices[name] = index
+    return indices
+
+
+def selections(desired: DataPlane, programs: Mapping[str, int]) -> frozenset[Selection]:
+    program_of = {point.slot: programs.get(point.program, 0xFFFF) for point in desired.points}
+    made: set[Selection] = set()
+    for source in desired.sources:
+        if len(source.slots) > MAX_POINTS_PER_SOURCE:
+            raise TellUser(f"{len(source.slots)} taps select one pod interface; at most {MAX_POINTS_PER_SOURCE} can")
+        entries = tuple(slot | program_of.get(slot, 0xFFFF) << 16 for slot in source.slots)
+        made.add(Selection(source.mirror, source.vlan, source.mac, source.strip, entries))
+    return frozenset(made)
+
+
+def _by_place(chosen: Iterable[Selection]) -> dict[Place, Selection]:
+    return {(one.mirror, one.vlan, one.mac): one for one in chosen}
+
+
+def grown(observed: frozenset[Selection], desired: frozenset[Selection]) -> frozenset[Selection]:
+    """Desired sources with what they are still to lose, and sources that are still to go. A source that would hold more
+    entries than fit keeps the desired ones."""
+    result = _by_place(observed)
+    for place, wanted in _by_place(desired).items():
+        old = result.get(place)
+        slots = {entry & 0xFFFF for entry in wanted.entries}
+        leaving = tuple(entry for entry in (old.entries if old else ()) if entry & 0xFFFF not in slots)
+        entries = (wanted.entries + leaving)[:MAX_POINTS_PER_SOURCE]
+        result[place] = Selection(wanted.mirror, wanted.vlan, wanted.mac, wanted.strip, entries)
+    return frozenset(result.values())
+
+
+def _source_steps(observed: frozenset[Selection], desired: frozenset[Selection]) -> list[PipelineStep]:
+    between = grown(observed, desired)
+    steps: list[PipelineStep] = []
+    if between != observed:
+        steps.append(Select(tuple(sorted(between))))
+    if between != desired:
+        steps.append(Deselect(tuple(sorted(desired))))
+    return steps
+
+
+def _point_steps(observed: Observed, desired: DataPlane, destinations: Mapping[str, int]) -> list[PipelineStep]:
+    wanted = {point.slot: (str(point.name), encode.point(point, destinations)) for point in desired.points}
+    steps: list[PipelineStep] = [
+        PutPoint(slot, name, value) for slot, (name, value) in wanted.items() if observed.points.get(slot) != value
+    ]
+    return steps + [DropPoint(slot) for slot in observed.points if slot not in wanted]
+
+
+def diff(observed: Observed, desired: DataPlane, tap_ports: Mapping[MirrorKey, TapPortDevices]) -> list[PipelineStep]:
+    """Steps that make the maps and programs what `desired` says, in the order of their phases."""
+    programs = assign(observed.programs, desired.programs)
+    destinations = assign(observed.destinations, desired.destinations)
+    program_values = {programs[name]: (name, encode.program(name, value)) for name, value in desired.programs.items()}
+    destination_values = {destinations[name]: (name, encode.destination(value)) for name, value in desired.destinations.items()}
+    steps: list[PipelineStep] = [] if observed.pair_ready else [MakePair()]
+    steps += [
+        AddPeers(number, addresses)
+        for number, addresses in desired.peer_sets.items()
+        if observed.peer_sets.get(number, 0) != len(addresses)
+    ]
+    steps += [PutProgram(i, name, value) for i, (name, value) in program_values.items() if observed.programs.get(i) != value]
+    steps += [
+        PutDestination(i, name, value) for i, (name, value) in destination_values.items() if observed.destinations.get(i) != value
+    ]
+    steps += _point_steps(observed, desired, destinations)
+    steps += [AttachPick(key, devices.ours) for key, devices in tap_ports.items() if devices.ours not in observed.attached]
+    steps += _source_steps(observed.selections, selections(desired, programs))
+    steps += [DropProgram(index) for index in observed.programs if index not in program_values]
+    steps += [DropDestination(index) for index in observed.destinations if index not in destination_values]
+    steps += [DropPeers(number) for number in observed.peer_sets if number not in desired.peer_sets]
+    return ordered(steps)

@@ -1,0 +1,329 @@
+"""The pipeline's maps, programs and links in the kernel: adopted from their pins or made, observed, written.
+
+Pins lie under one directory of a bpffs: ``maps/NAME_vN`` (N is the layout's version), ``programs/HASH/NAME``, ``links/DEVICE``. A pin
+that exists is adopted, so that a restarted agent goes on where the last one stopped; another hash of the sources replaces the
+programs and keeps the maps.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vtap_agent.drivers import libbpf
+from vtap_agent.drivers.libbpf import BpfError, Map
+from vtap_agent.errors import Retry, TellUser
+from vtap_agent.pipeline import compiler, encode, layout
+
+BPFFS_MAGIC = 0xCAFE4A11
+TICKETS_PER_CPU = 16384
+MAX_TICKETS = 1 << 22
+PROGRAMS = ("pick_ingress", "pick_egress", "send")
+MAPS = (
+    "sources",
+    "floods",
+    "programs",
+    "destinations",
+    "peers",
+    "points",
+    "slots",
+    "fragment_ids",
+    "picked",
+    "handled",
+    "ports",
+    "node",
+    "controls",
+    "cursors",
+    "scratches",
+    "tickets",
+)
+INNER = {
+    "sources": (libbpf.BPF_MAP_TYPE_HASH, layout.SourceKey, layout.Source, 8192),
+    "floods": (libbpf.BPF_MAP_TYPE_HASH, layout.FloodKey, layout.Flood, 4096),
+    "programs": (libbpf.BPF_MAP_TYPE_ARRAY, ctypes.c_uint32, layout.Program, 1),
+    "destinations": (libbpf.BPF_MAP_TYPE_ARRAY, ctypes.c_uint32, layout.DestinationValue, 1),
+}
+CLSACT_PRIORITY = 0x7674
+CLSACT_HANDLE = 1
+
+
+def word(value: int) -> bytes:
+    return value.to_bytes(4, "little")
+
+
+ZERO = word(0)
+
+
+def tickets_per_cpu() -> int:
+    """A power of two: what the pair's queues of one CPU can hold, less where there are very many CPUs."""
+    per_cpu = TICKETS_PER_CPU
+    while per_cpu * libbpf.possible_cpus() > MAX_TICKETS:
+        per_cpu //= 2
+    return per_cpu
+
+
+class _StatFs(ctypes.Structure):
+    _fields_ = (("type", ctypes.c_long), ("rest", ctypes.c_long * 15))
+
+
+def _is_bpffs(path: Path) -> bool:
+    state = _StatFs()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.statfs(os.fsencode(path), ctypes.byref(state)) < 0:
+        raise OSError(ctypes.get_errno(), f"{path}: {os.strerror(ctypes.get_errno())}")
+    return state.type == BPFFS_MAGIC
+
+
+def mount_bpffs(path: Path) -> None:
+    """Makes `path` a bpffs unless it is on one. `TellUser` without the privilege."""
+    path.mkdir(parents=True, exist_ok=True)
+    if _is_bpffs(path):
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(b"vtap", os.fsencode(path), b"bpf", 0, None) < 0:
+        raise TellUser(f"{path} can't be made a bpffs ({os.strerror(ctypes.get_errno())}): run as root, or mount one there")
+
+
+def unmount_bpffs(path: Path) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if path.is_dir() and os.path.ismount(path) and _is_bpffs(path) and libc.umount2(os.fsencode(path), 2) < 0:
+        raise Retry(f"{path} can't be unmounted: {os.strerror(ctypes.get_errno())}")
+
+
+@dataclass(slots=True)
+class _Inner:
+    number: int
+    entries: dict[bytes, bytes]
+
+
+class Kernel:
+    """Descriptors of everything loaded. One thread uses it."""
+
+    def __init__(self, root: Path, maps: dict[str, Map], programs: dict[str, int]) -> None:
+        self.root = root
+        self.maps = maps
+        self.programs = programs
+        self.program_ids = {name: libbpf.program_id(fd) for name, fd in programs.items()}
+        self._inner: dict[tuple[str, int], _Inner] = {}
+        self._occupied: dict[str, set[int]] = {}
+
+    @staticmethod
+    def open(root: Path) -> Kernel:
+        mount_bpffs(root)
+        for name in ("maps", "programs", "links"):
+            (root / name).mkdir(exist_ok=True)
+        programs_at = root / "programs" / compiler.source_hash()
+        maps = _adopted_maps(root)
+        programs = _adopted_programs(programs_at)
+        if len(maps) == len(MAPS) and len(programs) == len(PROGRAMS):
+            return Kernel(root, maps, programs)
+        for fd in programs.values():
+            os.close(fd)
+        return _load(root, maps, programs_at)
+
+    def close(self) -> None:
+        for one in self.maps.values():
+            one.close()
+        for fd in self.programs.values():
+            os.close(fd)
+
+    # Maps that are swapped whole
+
+    def inner(self, outer: str, index: int) -> dict[bytes, bytes]:
+        """What the inner map at `index` holds; {} without one. An inner map never changes once it is in place, so it is read once."""
+        raw = self.maps[outer].lookup(word(index))
+        number = int.from_bytes(raw, "little") if raw else 0
+        if not number:
+            self._inner.pop((outer, index), None)
+            return {}
+        known = self._inner.get((outer, index))
+        if known is None or known.number != number:
+            made = libbpf.map_by_id(number)
+            try:
+                known = _Inner(number, {key: value for key in list(made.walk()) if (value := made.lookup(key)) is not None})
+            finally:
+                made.close()
+            self._inner[outer, index] = known
+        return known.entries
+
+    def swap(self, outer: str, index: int, entries: dict[bytes, bytes]) -> None:
+        """Puts a new inner map in place of the old one: readers see the whole old content or the whole new one."""
+        kind, key, value, size = INNER[outer]
+        flags = libbpf.BPF_F_NO_PREALLOC if kind == libbpf.BPF_MAP_TYPE_HASH else 0
+        made = libbpf.create_map(kind, outer, ctypes.sizeof(key), ctypes.sizeof(value), size, flags)
+        try:
+            for one, content in entries.items():
+                made.update(one, content)
+            self.maps[outer].update(word(index), word(made.fd))
+            self._inner[outer, index] = _Inner(made.id, dict(entries))
+            if outer in self._occupied:
+                self._occupied[outer].add(index)
+        finally:
+            made.close()
+
+    def unset(self, outer: str, index: int) -> None:
+        self.maps[outer].delete(word(index))
+        self._inner.pop((outer, index), None)
+        self._occupied.get(outer, set()).discard(index)
+
+    def occupied(self, outer: str) -> list[int]:
+        """Indices of an outer map that hold an inner one. Only we write there, so the kernel is asked once."""
+        if outer not in self._occupied:
+            found = self.maps[outer]
+            self._occupied[outer] = {index for index in range(found.max_entries) if found.lookup(word(index)) is not None}
+        return sorted(self._occupied[outer])
+
+    # Attaching
+
+    def attach(self, program: str, device: str, ifindex: int) -> None:
+        """Runs `program` at the ingress of a device, in place of an older one of ours. `Retry` when the device has gone."""
+        try:
+            self._attach(program, device, ifindex)
+        except BpfError as error:
+            if error.errno == errno.ENODEV:
+                raise Retry(f"{device} has gone while attaching to it") from error
+            raise
+
+    def _attach(self, program: str, device: str, ifindex: int) -> None:
+        path = self.root / "links" / device
+        link = libbpf.get_pinned(path)
+        if link is not None:
+            try:
+                if libbpf.link_info(link).ifindex == ifindex:
+                    libbpf.update_link(link, self.programs[program])
+                    return
+            finally:
+                os.close(link)
+            path.unlink()
+        try:
+            made = libbpf.attach_tcx(self.programs[program], ifindex)
+        except BpfError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            libbpf.attach_clsact(self.programs[program], ifindex, CLSACT_PRIORITY, CLSACT_HANDLE)
+            return
+        try:
+            libbpf.pin(made, path)
+        finally:
+            os.close(made)
+
+    def runs(self, program: str, device: str, ifindex: int) -> bool:
+        """Whether the device's ingress runs this very program."""
+        link = libbpf.get_pinned(self.root / "links" / device)
+        if link is None:
+            return libbpf.clsact_program(ifindex, CLSACT_PRIORITY, CLSACT_HANDLE) == self.program_ids[program]
+        try:
+            state = libbpf.link_info(link)
+        finally:
+            os.close(link)
+        return state.ifindex == ifindex and state.program_id == self.program_ids[program]
+
+    def runs_something(self, device: str, ifindex: int) -> bool:
+        """Whether the device's ingress runs any program of ours, older ones included."""
+        return (self.root / "links" / device).exists() or libbpf.clsact_program(
+            ifindex, CLSACT_PRIORITY, CLSACT_HANDLE
+        ) is not None
+
+    def unpin_link(self, device: str) -> None:
+        (self.root / "links" / device).unlink(missing_ok=True)
+
+    def sweep(self, devices: Iterable[str]) -> None:
+        """Removes pins of other versions, and links of devices that are not among `devices`. Call when nothing runs the old programs."""
+        keep = set(devices)
+        for path in (self.root / "links").iterdir():
+            if path.name not in keep:
+                path.unlink()
+        for path in (self.root / "programs").iterdir():
+            if path.name != compiler.source_hash():
+                _remove_tree(path)
+        for path in (self.root / "maps").iterdir():
+            if not path.name.endswith(f"_v{layout.LAYOUT_VERSION}"):
+                path.unlink()
+
+    # Plain values
+
+    def control(self) -> layout.Control:
+        return encode.decode(layout.Control, self.maps["controls"].lookup(ZERO) or bytes(ctypes.sizeof(layout.Control)))
+
+    def set_control(self, value: layout.Control) -> None:
+        self.maps["controls"].update(ZERO, bytes(value))
+
+    def renew_lease(self, seconds: float) -> None:
+        control = self.control()
+        control.lease_until = time.clock_gettime_ns(time.CLOCK_MONOTONIC) + round(seconds * 1e9)
+        self.set_control(control)
+
+    def map_bytes(self) -> int:
+        """What the kernel charges for all maps, inner ones included."""
+        total = sum(one.kernel_bytes() for one in self.maps.values())
+        for outer in INNER:
+            for index in self.occupied(outer):
+                inner = libbpf.map_by_id(int.from_bytes(self.maps[outer].lookup(word(index)) or ZERO, "little"))
+                total += inner.kernel_bytes()
+                inner.close()
+        return total
+
+    def per_cpu(self, name: str, key: bytes) -> list[bytes]:
+        """One value a possible CPU."""
+        found = self.maps[name]
+        raw = found.lookup(key) or b""
+        return [raw[i : i + found.value_size] for i in range(0, len(raw), found.stride)]
+
+
+def _map_path(root: Path, name: str) -> Path:
+    return root / "maps" / f"{name}_v{layout.LAYOUT_VERSION}"
+
+
+def _adopted_maps(root: Path) -> dict[str, Map]:
+    found = {name: libbpf.get_pinned(_map_path(root, name)) for name in MAPS}
+    return {name: Map(fd) for name, fd in found.items() if fd is not None}
+
+
+def _adopted_programs(directory: Path) -> dict[str, int]:
+    found = {name: libbpf.get_pinned(directory / name) for name in PROGRAMS}
+    return {name: fd for name, fd in found.items() if fd is not None}
+
+
+def _load(root: Path, adopted: dict[str, Map], programs_at: Path) -> Kernel:
+    loaded = libbpf.Object(compiler.build())
+    try:
+        for name, one in adopted.items():
+            loaded.reuse(name, one.fd)
+        if "tickets" not in adopted:
+            loaded.resize("tickets", tickets_per_cpu() * libbpf.possible_cpus())
+        loaded.load()
+        maps = dict(adopted)
+        for name in MAPS:
+            if name not in maps:
+                maps[name] = Map(loaded.map_fd(name))
+                libbpf.pin(maps[name].fd, _map_path(root, name))
+        programs = {name: loaded.program_fd(name) for name in PROGRAMS}
+    finally:
+        loaded.close()
+    # Half a set of pins, left by a kill: they are of the same sources, but one whole set is simpler to trust.
+    _remove_tree(programs_at)
+    programs_at.mkdir()
+    for name, fd in programs.items():
+        libbpf.pin(fd, programs_at / name)
+    return Kernel(root, maps, programs)
+
+
+def _remove_tree(path: Path) -> None:
+    if path.is_dir():
+        for one in path.iterdir():
+            one.unlink()
+        path.rmdir()
+
+
+def destroy_pins(root: Path) -> None:
+    """Removes every pin under `root`, of any version."""
+    for directory in ("links", "programs", "maps"):
+        path = root / directory
+        if path.is_dir():
+            shutil.rmtree(path)

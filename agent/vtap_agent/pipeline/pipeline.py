@@ -1,0 +1,284 @@
+"""The preprocessor as the agent's loop sees it: plan, apply, verify, count."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from vtap_agent.drivers import links
+from vtap_agent.drivers.libbpf import possible_cpus
+from vtap_agent.errors import Retry
+from vtap_agent.pipeline import devices, encode, layout
+from vtap_agent.pipeline.counters import point_counters
+from vtap_agent.pipeline.diff import Observed, diff
+from vtap_agent.pipeline.kernel import ZERO, Kernel, destroy_pins, tickets_per_cpu, unmount_bpffs, word
+from vtap_agent.pipeline.steps import (
+    AddPeers,
+    AttachPick,
+    Deselect,
+    DropDestination,
+    DropPeers,
+    DropPoint,
+    DropProgram,
+    MakePair,
+    PipelineStep,
+    PutDestination,
+    PutPoint,
+    PutProgram,
+    Select,
+    Selection,
+    TapPortDevices,
+)
+from vtap_agent.plan.dataplane import DataPlane, Direction, MirrorKey, NodeCounters
+
+PRESENT = b"\1"
+
+
+class Pipeline:
+    """One node's preprocessor. Lives in the network namespace it was opened in; one thread uses it."""
+
+    def __init__(self, root: Path, node: str, kernel: Kernel) -> None:
+        self._root = root
+        self._node = node
+        self._kernel = kernel
+        self._peer_sets = self._read_peer_sets()
+        self._slots = set(self._read_points())
+
+    @staticmethod
+    def open(root: Path, node: str) -> Pipeline:
+        """Adopts what an earlier agent left under `root`, or loads the programs. Nothing is copied before a tap port has a source.
+
+        `root` becomes a bpffs if it isn't on one. `TellUser` when the kernel, a privilege or the compiler is missing.
+        """
+        made = Pipeline(root, node, Kernel.open(root))
+        made._make_pair()
+        made._replace_programs()
+        return made
+
+    def close(self) -> None:
+        """Everything goes on as it is, until the lease ends."""
+        self._kernel.close()
+
+    def destroy(self) -> None:
+        """Nothing of ours remains: devices, programs, maps, pins, the bpffs if we mounted it."""
+        for key in self._tap_ports().values():
+            self.remove_tap_port(key)
+        devices.remove_pair(self._node)
+        self._kernel.close()
+        destroy_pins(self._root)
+        unmount_bpffs(self._root)
+
+    # Tap ports
+
+    def tap_port_devices(self, key: MirrorKey) -> TapPortDevices:
+        return devices.tap_port_devices(self._node, key)
+
+    def ensure_tap_port(self, key: MirrorKey) -> TapPortDevices:
+        """Makes and silences the tap port's devices; `AttachPick`, which `plan` returns, gives them their program."""
+        return devices.ensure_tap_port(self._node, key)
+
+    def remove_tap_port(self, key: MirrorKey) -> None:
+        names = self.tap_port_devices(key)
+        index = links.index_of(names.ours)
+        if index is not None:
+            self._kernel.maps["ports"].delete(word(index))
+        devices.remove_tap_port(self._node, key)
+        self._kernel.unpin_link(names.ours)
+
+    def _tap_ports(self) -> dict[int, MirrorKey]:
+        """By ifindex of our end."""
+        found: dict[int, MirrorKey] = {}
+        for state in links.stamped():
+            key = devices.tap_port_of(self._node, state.alias)
+            if key is not None and state.name == self.tap_port_devices(key).ours:
+                found[state.index] = key
+        return found
+
+    # Plan, apply, verify
+
+    def plan(self, desired: DataPlane, tap_ports: Mapping[MirrorKey, TapPortDevices]) -> list[PipelineStep]:
+        """The steps from what the kernel holds to `desired`. `tap_ports` are those that should exist, made or not."""
+        return diff(self._observe(), desired, tap_ports)
+
+    def verify(self, desired: DataPlane) -> list[str]:
+        """What still differs, a sentence each; [] when all is as desired."""
+        wanted = {key: self.tap_port_devices(key) for key in desired.mirrors}
+        return [f"still to do: {step}" for step in self.plan(desired, wanted)]
+
+    def apply(self, step: PipelineStep) -> None:
+        """Does one step. Steps of another plan than the last are fine too: each says all it needs."""
+        kernel = self._kernel
+        match step:
+            case AddPeers() | DropPeers():
+                self._apply_peers(step)
+            case PutPoint() | DropPoint():
+                self._apply_point(step)
+            case PutProgram():
+                kernel.swap("programs", step.index, {ZERO: step.value})
+            case DropProgram():
+                kernel.unset("programs", step.index)
+            case PutDestination():
+                kernel.swap("destinations", step.index, {ZERO: step.value})
+            case DropDestination():
+                kernel.unset("destinations", step.index)
+            case MakePair():
+                self._make_pair()
+            case AttachPick():
+                self._attach(step.mirror, step.device)
+            case Select() | Deselect():
+                self._select(step.selections)
+
+    def _apply_peers(self, step: AddPeers | DropPeers) -> None:
+        peers = self._kernel.maps["peers"]
+        if isinstance(step, AddPeers):
+            for address in step.addresses:
+                peers.update(encode.peer_key(step.number, address), PRESENT)
+            self._peer_sets[step.number] = len(step.addresses)
+            return
+        mine = word(step.number)
+        for key in [key for key in peers.walk() if key.startswith(mine)]:
+            peers.delete(key)
+        self._peer_sets.pop(step.number, None)
+
+    def _apply_point(self, step: PutPoint | DropPoint) -> None:
+        points = self._kernel.maps["points"]
+        if isinstance(step, DropPoint):
+            points.update(word(step.slot), bytes(ctypes.sizeof(layout.Point)))
+            self._slots.discard(step.slot)
+            return
+        old = encode.decode(layout.Point, points.lookup(word(step.slot)) or bytes(ctypes.sizeof(layout.Point)))
+        if old.incarnation_full != encode.decode(layout.Point, step.value).incarnation_full:
+            self.reset_slots([step.slot])
+        points.update(word(step.slot), step.value)
+        self._slots.add(step.slot)
+
+    def _make_pair(self) -> None:
+        """The pair, and `send` on it before `pick` hears of it."""
+        names = devices.ensure_pair(self._node)
+        far, near = links.index_of(names.far), links.index_of(names.near)
+        if far is None or near is None:
+            raise Retry("the normalising pair vanished while it was made")
+        if not self._kernel.runs("send", names.far, far):
+            self._kernel.attach("send", names.far, far)
+        control = self._kernel.control()
+        control.near_ifindex, control.queues = near, devices.queues_per_cpu()
+        control.tickets, control.cpus = tickets_per_cpu(), possible_cpus()
+        self._kernel.set_control(control)
+
+    def _pair_ready(self) -> bool:
+        names = devices.pair_devices(self._node)
+        far = links.index_of(names.far)
+        return (
+            far is not None
+            and devices.pair_is_good(self._node)
+            and self._kernel.control().near_ifindex == links.index_of(names.near)
+            and self._kernel.runs("send", names.far, far)
+        )
+
+    def _attach(self, key: MirrorKey, device: str) -> None:
+        ifindex = links.index_of(device)
+        if ifindex is None:
+            raise Retry(f"{device} is not there yet")
+        ports, place = self._kernel.maps["ports"], word(ifindex)
+        if ports.lookup(place) is None:
+            ports.update(place, bytes(ports.stride * possible_cpus()))
+        self._kernel.attach(f"pick_{key.direction.lower()}", device, ifindex)
+
+    def _replace_programs(self) -> None:
+        """Tap ports that run older programs get the present ones in place; then the old ones' pins can go."""
+        ports = self._tap_ports()
+        for index, key in ports.items():
+            device, program = self.tap_port_devices(key).ours, f"pick_{key.direction.lower()}"
+            if self._kernel.runs_something(device, index) and not self._kernel.runs(program, device, index):
+                self._attach(key, device)
+        names = devices.pair_devices(self._node)
+        self._kernel.sweep([names.far, *(self.tap_port_devices(key).ours for key in ports.values())])
+
+    def _select(self, selections: Iterable[Selection]) -> None:
+        sources: dict[bytes, bytes] = {}
+        receivers: dict[bytes, list[tuple[bytes, bool, int]]] = {}
+        for one in selections:
+            device = self.tap_port_devices(one.mirror).ours
+            ifindex = links.index_of(device)
+            if ifindex is None:
+                raise Retry(f"{device} is not there yet")
+            sources[encode.source_key(ifindex, one.vlan, one.mac)] = encode.source(one.strip, one.entries)
+            if one.mirror.direction is Direction.INGRESS:
+                listed = receivers.setdefault(encode.flood_key(ifindex, one.vlan), [])
+                listed.extend((one.mac, one.strip, entry) for entry in one.entries)
+        self._kernel.swap("floods", 0, {key: encode.flood(listed) for key, listed in receivers.items()})
+        self._kernel.swap("sources", 0, sources)
+
+    # Observing
+
+    def _observe(self) -> Observed:
+        ports = self._tap_ports()
+        return Observed(
+            programs=self._values("programs"),
+            destinations=self._values("destinations"),
+            points=self._read_points(),
+            peer_sets=dict(self._peer_sets),
+            selections=self._read_selections(ports),
+            attached=frozenset(
+                self.tap_port_devices(key).ours
+                for index, key in ports.items()
+                if self._kernel.runs(f"pick_{key.direction.lower()}", self.tap_port_devices(key).ours, index)
+            ),
+            pair_ready=self._pair_ready(),
+        )
+
+    def _values(self, outer: str) -> dict[int, bytes]:
+        return {index: self._kernel.inner(outer, index)[ZERO] for index in self._kernel.occupied(outer)}
+
+    def _read_points(self) -> dict[int, bytes]:
+        return {slot: value for slot, value in enumerate(self._kernel.maps["points"].values()) if value[0]}
+
+    def _read_peer_sets(self) -> dict[int, int]:
+        sizes: dict[int, int] = {}
+        for key in self._kernel.maps["peers"].walk():
+            number = int.from_bytes(key[:4], "little")
+            sizes[number] = sizes.get(number, 0) + 1
+        return sizes
+
+    def _read_selections(self, ports: Mapping[int, MirrorKey]) -> frozenset[Selection]:
+        found: set[Selection] = set()
+        for key, value in self._kernel.inner("sources", 0).items():
+            place, source = encode.decode(layout.SourceKey, key), encode.decode(layout.Source, value)
+            mirror = ports.get(place.ifindex)
+            if mirror is not None:
+                entries = tuple(source.entries[: source.count])
+                strip = bool(source.flags & layout.SOURCE_STRIP)
+                found.add(Selection(mirror, place.vlan, bytes(place.mac), strip, entries))
+        return frozenset(found)
+
+    # Counting
+
+    def counters(self) -> NodeCounters:
+        kernel = self._kernel
+        unattributed: dict[MirrorKey, int] = {}
+        for index, key in self._tap_ports().items():
+            values = [encode.decode(layout.PortCounters, raw) for raw in kernel.per_cpu("ports", word(index))]
+            unattributed[key] = sum(value.unattributed for value in values)
+        points = {slot: point_counters(kernel, slot) for slot in sorted(self._slots)}
+        return NodeCounters(points=points, unattributed=unattributed, pair_dropped=devices.pair_dropped(self._node))
+
+    def stale(self) -> int:
+        """Packets that came out of the pair without a ticket: 0 unless something else sends into it, or tickets ran out."""
+        return sum(encode.decode(layout.NodeCountersValue, raw).stale for raw in self._kernel.per_cpu("node", ZERO))
+
+    def reset_slots(self, slots: Iterable[int]) -> None:
+        """Zero counters, sampler state and sequence. Only for slots that no source names."""
+        cpus = possible_cpus()
+        for slot in slots:
+            for name in ("picked", "handled", "slots"):
+                one = self._kernel.maps[name]
+                one.update(word(slot), bytes(one.stride * (1 if name == "slots" else cpus)))
+
+    def renew_lease(self, seconds: float) -> None:
+        """Copies leave for that long from now; then they stop unless it is renewed."""
+        self._kernel.renew_lease(seconds)
+
+    def map_bytes(self) -> int:
+        """Kernel memory of the maps, in bytes."""
+        return self._kernel.map_bytes()

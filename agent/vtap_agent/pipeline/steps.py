@@ -1,0 +1,162 @@
+"""The pipeline's steps: what to write where, decided by `diff`, done by `Kernel`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vtap_agent.plan.dataplane import MirrorKey
+from vtap_agent.plan.steps import Phase
+
+
+@dataclass(frozen=True, slots=True)
+class TapPortDevices:
+    """The veth pair of one mirror: Open vSwitch writes to `switch`, `pick` listens at `ours`."""
+
+    switch: str
+    ours: str
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Selection:
+    """A source with its tap points' entries: slot in the low 16 bits, index of the program in the high ones."""
+
+    mirror: MirrorKey
+    vlan: int
+    mac: bytes
+    strip: bool
+    entries: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AddPeers:
+    number: int
+    addresses: frozenset[str]
+    phase: Phase = Phase.PREPARE
+
+    def __str__(self) -> str:
+        return f"add peer set {self.number} with {len(self.addresses)} addresses"
+
+
+@dataclass(frozen=True, slots=True)
+class PutProgram:
+    index: int
+    name: str
+    value: bytes
+    phase: Phase = Phase.PREPARE
+
+    def __str__(self) -> str:
+        return f"swap in the program of {self.name} at {self.index}"
+
+
+@dataclass(frozen=True, slots=True)
+class PutDestination:
+    index: int
+    name: str
+    value: bytes
+    phase: Phase = Phase.PREPARE
+
+    def __str__(self) -> str:
+        return f"swap in destination {self.name} at {self.index}"
+
+
+@dataclass(frozen=True, slots=True)
+class PutPoint:
+    """A point with a new incarnation starts from zero counters and sequence 0."""
+
+    slot: int
+    name: str
+    value: bytes
+    phase: Phase = Phase.PREPARE
+
+    def __str__(self) -> str:
+        return f"set tap point {self.name} in slot {self.slot}"
+
+
+@dataclass(frozen=True, slots=True)
+class MakePair:
+    phase: Phase = Phase.PREPARE
+
+    def __str__(self) -> str:
+        return "make the normalising pair"
+
+
+@dataclass(frozen=True, slots=True)
+class AttachPick:
+    mirror: MirrorKey
+    device: str
+    phase: Phase = Phase.ATTACH
+
+    def __str__(self) -> str:
+        return f"attach pick to {self.device}"
+
+
+@dataclass(frozen=True, slots=True)
+class Select:
+    """Sources that gain tap points gain them; none loses any."""
+
+    selections: tuple[Selection, ...]
+    phase: Phase = Phase.SELECT
+
+    def __str__(self) -> str:
+        return f"select {len(self.selections)} sources, growing"
+
+
+@dataclass(frozen=True, slots=True)
+class Deselect:
+    selections: tuple[Selection, ...]
+    phase: Phase = Phase.DESELECT
+
+    def __str__(self) -> str:
+        return f"select {len(self.selections)} sources and no others"
+
+
+@dataclass(frozen=True, slots=True)
+class DropPoint:
+    slot: int
+    phase: Phase = Phase.RETIRE
+
+    def __str__(self) -> str:
+        return f"free slot {self.slot}"
+
+
+@dataclass(frozen=True, slots=True)
+class DropProgram:
+    index: int
+    phase: Phase = Phase.RETIRE
+
+    def __str__(self) -> str:
+        return f"drop program {self.index}"
+
+
+@dataclass(frozen=True, slots=True)
+class DropDestination:
+    index: int
+    phase: Phase = Phase.RETIRE
+
+    def __str__(self) -> str:
+        return f"drop destination {self.index}"
+
+
+@dataclass(frozen=True, slots=True)
+class DropPeers:
+    number: int
+    phase: Phase = Phase.RETIRE
+
+    def __str__(self) -> str:
+        return f"drop peer set {self.number}"
+
+
+PipelineStep = (
+    AddPeers
+    | PutProgram
+    | PutDestination
+    | PutPoint
+    | MakePair
+    | AttachPick
+    | Select
+    | Deselect
+    | DropPoint
+    | DropProgram
+    | DropDestination
+    | DropPeers
+)

@@ -38,8 +38,12 @@ class Accounts:
         table = self._state.slots
         self._save(replace(self._state, slots=allocate(table, (), _new_incarnation).table, pair_dropped=0))
 
-    def admit(self, wanted: Iterable[StreamName]) -> tuple[int, ...]:
-        """Give slots to new streams, on disk before they are used. Returns the slots whose counters must be zeroed first."""
+    def used_slots(self) -> frozenset[int]:
+        """Slots whose counters belong to some stream."""
+        return frozenset(value.slot for value in self._state.slots.assigned.values())
+
+    def admit(self, wanted: Iterable[StreamName]) -> None:
+        """Give slots to new streams, on disk before they are used."""
         now = time.monotonic()
         wanted_set = frozenset(wanted)
         table = self._state.slots
@@ -47,7 +51,6 @@ class Accounts:
         allocation = allocate(table, wanted_set | table.assigned.keys(), _new_incarnation)
         if allocation.added:
             self._save(replace(self._state, slots=allocation.table))
-        return tuple(allocation.table.assigned[name].slot for name in allocation.added)
 
     def due(self) -> bool:
         """Whether some stream has been unwanted long enough to be closed."""

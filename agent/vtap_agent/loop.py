@@ -17,10 +17,12 @@ from vtap_agent.backends.ovs_mirror import OvsMirrorBackend
 from vtap_agent.errors import VtapError, Wait
 from vtap_agent.events import Mailbox
 from vtap_agent.inventory import Observer
-from vtap_agent.pipeline import Pipeline
+from vtap_agent.pipeline import Pipeline, PipelineStep
 from vtap_agent.plan.assembly import Plan, assemble
 from vtap_agent.plan.dataplane import DataPlane, NodeCounters
 from vtap_agent.plan.inventory_model import Inventory
+from vtap_agent.plan.mirror_health import unhealthy
+from vtap_agent.plan.mirrors import MirrorStep
 from vtap_agent.plan.selection import Desired, remotes, select
 from vtap_agent.plan.steps import Phase, ordered
 from vtap_agent.plan.verdicts import TapVerdict
@@ -87,6 +89,7 @@ class Loop:
         self._verdicts: tuple[TapVerdict, ...] = ()
         self._wanted = DataPlane()
         self._unverified: tuple[str, ...] = ()
+        self._unhealthy: tuple[str, ...] = ()
         self._source_problems: tuple[str, ...] = ()
         self._inventory_problems: tuple[str, ...] = ()
         self._retry = RETRY_FIRST
@@ -108,7 +111,7 @@ class Loop:
 
     def fresh_counters(self) -> NodeCounters:
         """Read now; call it on the loop's thread."""
-        self._view.counters = self._parts.pipeline.counters()
+        self._view.counters = self._parts.pipeline.counters(self._parts.accounts.used_slots())
         return self._view.counters
 
     def ledger(self) -> tuple[tuple[Row, ...], NodeCounters]:
@@ -169,9 +172,9 @@ class Loop:
         self._source_problems = snapshot.problems
         desired = snapshot.desired
         inventory = parts.observer.snapshot(remotes(desired))
+        self._inventory_problems = inventory.problems
         if not inventory.switch.reachable:
             raise Wait("Open vSwitch does not answer; taps stay as they are until it returns")
-        self._inventory_problems = inventory.problems
         plan = self._plan(desired, inventory)
         self._verdicts = plan.verdicts
         parts.announcer.submit(plan.announcements)
@@ -182,28 +185,30 @@ class Loop:
     def _plan(self, desired: Desired, inventory: Inventory) -> Plan:
         parts = self._parts
         selection = select(desired, inventory)
-        new_slots = parts.accounts.admit(candidate.stream for candidate in selection.candidates)
-        if new_slots:
-            parts.pipeline.reset_slots(new_slots)
+        parts.accounts.admit(candidate.stream for candidate in selection.candidates)
         announced = {name: answer.streams for name, answer in parts.announcer.acknowledgements().items()}
         return assemble(selection, parts.accounts.slots, self._first_key, announced, inventory)
 
     def _apply(self, wanted: DataPlane) -> None:
         """Every step in the order of its phase; those of the mirrors together, in one transaction, at their place in it."""
         parts = self._parts
-        mirror_steps = parts.mirrors.plan(wanted)
-        for phase, steps in itertools.groupby(
-            ordered([*parts.pipeline.plan(wanted), *mirror_steps]), key=lambda step: step.phase
-        ):
-            group = list(steps)
-            for step in group:
-                log.info("%s", step)
-            if phase is Phase.MIRROR:
-                parts.mirrors.apply(group)
-            else:
-                for step in group:
-                    parts.pipeline.apply(step)
-            self.metrics.steps.labels(phase.name.lower()).inc(len(group))
+        tap_ports = {key: parts.pipeline.tap_port_devices(key) for key in wanted.mirrors}
+        for key in wanted.mirrors:
+            parts.pipeline.ensure_tap_port(key)
+        steps = ordered([*parts.pipeline.plan(wanted, tap_ports), *parts.mirrors.plan(wanted)])
+        for phase, group in itertools.groupby(steps, key=lambda step: step.phase):
+            self._apply_phase(phase, list(group))
+        for key in parts.pipeline.tap_ports() - wanted.mirrors.keys():
+            parts.pipeline.remove_tap_port(key)
+
+    def _apply_phase(self, phase: Phase, steps: list[MirrorStep | PipelineStep]) -> None:
+        for step in steps:
+            log.info("%s", step)
+        self._parts.mirrors.apply(steps)
+        for step in steps:
+            if not isinstance(step, MirrorStep):
+                self._parts.pipeline.apply(step)
+        self.metrics.steps.labels(phase.name.lower()).inc(len(steps))
 
     def _verify(self, wanted: DataPlane) -> tuple[str, ...]:
         """Look again: what still differs from what is wanted."""
@@ -214,11 +219,20 @@ class Loop:
         parts = self._parts
         parts.accounts.admit(())
         self._apply(DataPlane())
-        counters = parts.pipeline.settled_counters(SETTLE)
+        counters = self._settled_counters()
         parts.accounts.settle(counters, at_once=True)
         parts.announcer.report(parts.accounts.totals(counters))
         parts.announcer.submit({})
         parts.announcer.drain(LINGER + 1)
+
+    def _settled_counters(self) -> NodeCounters:
+        """Once no copy is between `pick` and `send` any more, or after SETTLE seconds."""
+        until = time.monotonic() + SETTLE
+        counters, before = self.fresh_counters(), None
+        while counters != before and time.monotonic() < until:
+            time.sleep(SETTLE / 20)
+            before, counters = counters, self.fresh_counters()
+        return counters
 
     def _tick(self) -> None:
         parts = self._parts
@@ -228,7 +242,7 @@ class Loop:
             parts.announcer.report(parts.accounts.totals(counters))
             if parts.accounts.due():
                 parts.accounts.settle(counters)
-            parts.mirrors.check_health(self._wanted)
+            self._unhealthy = unhealthy(parts.mirrors.check_health(self._wanted))
         except VtapError as error:
             log.warning("%s", error)
             parts.mailbox.changed()
@@ -237,7 +251,7 @@ class Loop:
     def _report(self) -> None:
         answers = self._parts.announcer.acknowledgements()
         observations = Observations(
-            unverified=self._unverified,
+            unverified=(*self._unverified, *self._unhealthy),
             collector_problems={name: answer.problem for name, answer in answers.items() if answer.problem},
             confirming=frozenset(name for name, answer in answers.items() if answer.streams and not answer.problem),
         )

@@ -54,7 +54,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run until SIGTERM or SIGINT. Returns the exit status: 0, or 1 with one sentence on standard error."""
     options = _arguments(argv)
-    logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(levelname).1s %(name)s: %(message)s")
+    # Libraries tell every message of theirs at lower levels, which is too much to find ours among.
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname).1s %(name)s: %(message)s")
+    log.setLevel(options.log_level.upper())
     if os.geteuid() != 0:
         sys.stderr.write("vtap-agent: must run as root, to load eBPF programs and configure interfaces; use sudo\n")
         return 1

@@ -9,6 +9,7 @@ from vtap_agent.drivers import libbpf, links
 from vtap_agent.drivers.links import STAMP, LinkState
 from vtap_agent.pipeline.steps import TapPortDevices
 from vtap_agent.plan.dataplane import Direction, MirrorKey
+from vtap_agent.plan.mirrors import tap_port_name
 
 QUEUES_PER_CPU = 64
 MAX_QUEUES = 1024
@@ -29,8 +30,8 @@ def _hash(*parts: str) -> str:
 
 
 def tap_port_devices(node: str, key: MirrorKey) -> TapPortDevices:
-    suffix = _hash(node, key.bridge, key.direction)
-    return TapPortDevices(switch=f"vtm{suffix}", ours=f"vtp{suffix}")
+    """The switch's end bears the name that the mirror's port has; ours a name of its own."""
+    return TapPortDevices(switch=tap_port_name(node, key), ours=f"vtp{_hash(node, key.bridge, key.direction)}")
 
 
 def tap_port_alias(node: str, key: MirrorKey) -> str:

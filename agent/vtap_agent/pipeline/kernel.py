@@ -96,6 +96,10 @@ def unmount_bpffs(path: Path) -> None:
         raise Retry(f"{path} can't be unmounted: {os.strerror(ctypes.get_errno())}")
 
 
+COUNTER_MAPS = frozenset({"slots", "picked", "handled"})
+"""What a stream's numbers live in."""
+
+
 @dataclass(slots=True)
 class _Inner:
     number: int
@@ -105,8 +109,9 @@ class _Inner:
 class Kernel:
     """Descriptors of everything loaded. One thread uses it."""
 
-    def __init__(self, root: Path, maps: dict[str, Map], programs: dict[str, int]) -> None:
+    def __init__(self, root: Path, maps: dict[str, Map], programs: dict[str, int], counters_adopted: bool) -> None:
         self.root = root
+        self.counters_adopted = counters_adopted
         self.maps = maps
         self.programs = programs
         self.program_ids = {name: libbpf.program_id(fd) for name, fd in programs.items()}
@@ -122,7 +127,7 @@ class Kernel:
         maps = _adopted_maps(root)
         programs = _adopted_programs(programs_at)
         if len(maps) == len(MAPS) and len(programs) == len(PROGRAMS):
-            return Kernel(root, maps, programs)
+            return Kernel(root, maps, programs, counters_adopted=True)
         for fd in programs.values():
             os.close(fd)
         return _load(root, maps, programs_at)
@@ -311,7 +316,7 @@ def _load(root: Path, adopted: dict[str, Map], programs_at: Path) -> Kernel:
     programs_at.mkdir()
     for name, fd in programs.items():
         libbpf.pin(fd, programs_at / name)
-    return Kernel(root, maps, programs)
+    return Kernel(root, maps, programs, counters_adopted=adopted.keys() >= COUNTER_MAPS)
 
 
 def _remove_tree(path: Path) -> None:

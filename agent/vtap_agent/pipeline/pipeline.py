@@ -56,6 +56,11 @@ class Pipeline:
         made._replace_programs()
         return made
 
+    @property
+    def adopted(self) -> bool:
+        """Whether counters and sequence numbers go on where an earlier agent's stopped; False after a reboot."""
+        return self._kernel.counters_adopted
+
     def close(self) -> None:
         """Everything goes on as it is, until the lease ends."""
         self._kernel.close()
@@ -85,6 +90,10 @@ class Pipeline:
             self._kernel.maps["ports"].delete(word(index))
         devices.remove_tap_port(self._node, key)
         self._kernel.unpin_link(names.ours)
+
+    def tap_ports(self) -> frozenset[MirrorKey]:
+        """Those that exist."""
+        return frozenset(self._tap_ports().values())
 
     def _tap_ports(self) -> dict[int, MirrorKey]:
         """By ifindex of our end."""
@@ -254,13 +263,14 @@ class Pipeline:
 
     # Counting
 
-    def counters(self) -> NodeCounters:
+    def counters(self, slots: Iterable[int] = ()) -> NodeCounters:
+        """Of all slots in use, and of `slots` that were until lately."""
         kernel = self._kernel
         unattributed: dict[MirrorKey, int] = {}
         for index, key in self._tap_ports().items():
             values = [encode.decode(layout.PortCounters, raw) for raw in kernel.per_cpu("ports", word(index))]
             unattributed[key] = sum(value.unattributed for value in values)
-        points = {slot: point_counters(kernel, slot) for slot in sorted(self._slots)}
+        points = {slot: point_counters(kernel, slot) for slot in sorted(self._slots.union(slots))}
         return NodeCounters(points=points, unattributed=unattributed, pair_dropped=devices.pair_dropped(self._node))
 
     def stale(self) -> int:

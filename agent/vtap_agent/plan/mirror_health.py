@@ -76,6 +76,20 @@ def health(previous: MirrorSample, current: MirrorSample, seconds: float) -> dic
     return {key: _judge(key, previous.mirrors.get(key), reading, seconds) for key, reading in current.mirrors.items()}
 
 
+def unhealthy(mirrors: Mapping[MirrorKey, MirrorHealth]) -> tuple[str, ...]:
+    """A sentence for each mirror that does not do what its row says."""
+    sentences: list[str] = []
+    for key, judged in sorted(mirrors.items()):
+        where = f"the mirror of {key.direction} on bridge {key.bridge}"
+        if judged.state is MirrorState.NOT_HELD:
+            sentences.append(f"{where} is in the database, but ovs-vswitchd has refused it; its log says why")
+        elif judged.state is MirrorState.MISSING:
+            sentences.append(f"{where} made {judged.copies} copies where {judged.least} were due; running flows are being purged")
+        elif judged.state is MirrorState.LEAKING:
+            sentences.append(f"{where} still copies ports that no tap selects; running flows are being purged")
+    return tuple(sentences)
+
+
 def purge_after_change(version: str) -> bool:
     """Whether this Open vSwitch (like "3.1.0") may leave running flows as they were when a mirror changes. Unknown ones may."""
     found = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", version)

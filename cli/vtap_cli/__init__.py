@@ -1,1 +1,1 @@
-"""VirtualTap."""
+"""`vtap`, the command line of VirtualTap."""

@@ -1,0 +1,139 @@
+"""`vtap packets`: copies of a tap, stored or live, as decoded lines or as pcapng.
+
+Packets never pass through Python one by one: chunks of pcapng go from the collector to a file, or to tshark.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from vtap_api.values import Duration
+from vtap_cli.daemons import collector, get_chunks
+from vtap_cli.errors import CliError
+from vtap_cli.tables import tap_name
+
+COLUMNS = ("No.", "%m", "Time", "%Yt", "Pod", "%Cus:frame.interface_name:0:R", "Source", "%s", "Destination", "%d", "Protocol", "%p",
+           "Length", "%L", "Info", "%i")  # fmt: skip
+EMPTY_PCAPNG = bytes.fromhex("0a0d0d0a 1c000000 4d3c2b1a 0100 0000 ffffffffffffffff 1c000000")
+"""A section header block and nothing else: what a display filter is tried on."""
+STANDARD_OUTPUT = Path("-")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Which packets, and what to do with them. Empty and zero mean "all"; `output` None prints decoded lines."""
+
+    tap: str
+    live: bool = False
+    display_filter: str = ""
+    capture_filter: str = ""
+    every: Duration | None = None
+    count: int = 0
+    output: Path | None = None
+
+    def query(self) -> dict[str, str]:
+        """What the collector is asked for."""
+        query = {"tap": "/".join(tap_name(self.tap))}
+        if self.capture_filter:
+            query["filter"] = self.capture_filter
+        if self.every is not None:
+            query["every"] = f"{self.every.nanoseconds / 1e9:.9f}".rstrip("0").rstrip(".")
+        if self.count:
+            query["count"] = str(self.count)
+        return query
+
+
+def run(request: Request, run_dir: Path) -> int:
+    """Copy until the collector has no more, or until interrupted. Returns the exit status; raises CliError."""
+    if request.display_filter or request.output is None:
+        _require_tshark()
+    if request.display_filter:
+        _check_display_filter(request.display_filter)
+    chunks = get_chunks(collector(run_dir), "/v1/live" if request.live else "/v1/stored", request.query())
+    first = next(chunks, b"")
+    if request.output is not None and not request.display_filter:
+        return _write(_again(first, chunks), request.output)
+    return _through_tshark(_again(first, chunks), request)
+
+
+def _again(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+    if first:
+        yield first
+        yield from rest
+
+
+def _require_tshark() -> None:
+    if shutil.which("tshark") is None:
+        raise CliError(
+            "tshark is not installed; install it (apt-get install tshark), or write pcapng with -w FILE and no --filter"
+        )
+
+
+def _check_display_filter(text: str) -> None:
+    """Ask tshark before packets are fetched. Raises CliError with tshark's own words."""
+    with tempfile.NamedTemporaryFile(suffix=".pcapng") as empty:
+        empty.write(EMPTY_PCAPNG)
+        empty.flush()
+        tried = subprocess.run(
+            ["tshark", "-n", "-r", empty.name, "-Y", text], capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
+        )
+    if tried.returncode != 0:
+        said = [line.removeprefix("tshark: ").rstrip(".") for line in tried.stderr.splitlines() if line.startswith("tshark: ")]
+        raise CliError(f"--filter: {said[0] if said else 'tshark refuses it'}; see man wireshark-filter, or use --capture-filter")
+
+
+def _write(chunks: Iterable[bytes], output: Path) -> int:
+    try:
+        with _opened(output) as stream:
+            _copy(chunks, stream)
+    except OSError as error:
+        raise CliError(f"{output} cannot be written ({error.strerror}); name another file") from error
+    return 0
+
+
+@contextlib.contextmanager
+def _opened(output: Path) -> Iterator[BinaryIO]:
+    if output == STANDARD_OUTPUT:
+        yield sys.stdout.buffer
+    else:
+        with output.open("wb") as stream:
+            yield stream
+
+
+def _copy(chunks: Iterable[bytes], stream: BinaryIO) -> None:
+    """Until the chunks end, the reader goes away, or the user interrupts: each is a normal end."""
+    with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
+        for chunk in chunks:
+            stream.write(chunk)
+            stream.flush()
+
+
+def _through_tshark(chunks: Iterable[bytes], request: Request) -> int:
+    command = ["tshark", "-n", "-l", "-r", "-"]
+    if request.display_filter:
+        command += ["-Y", request.display_filter]
+    if request.output is None:
+        command += ["-o", "gui.column.format:" + ",".join(f'"{part}"' for part in COLUMNS)]
+    else:
+        command += ["-F", "pcapng", "-w", str(request.output)]
+    # In a session of its own an interrupt reaches only us: we close its input, and it writes out what it holds.
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as tshark:
+        assert tshark.stdin is not None and tshark.stderr is not None
+        try:
+            _copy(chunks, tshark.stdin)
+        finally:
+            with contextlib.suppress(BrokenPipeError):
+                tshark.stdin.close()
+            said = tshark.stderr.read().decode(errors="replace")
+    if tshark.returncode > 0:
+        sentence = next((line.removeprefix("tshark: ") for line in said.splitlines() if line.startswith("tshark: ")), "it failed")
+        raise CliError(f"tshark: {sentence.rstrip('.')}")
+    return 0

@@ -184,6 +184,7 @@ class EventSocket:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _EVENT_BUFFER_BYTES)
         if every_namespace:
             self._socket.setsockopt(_SOL_NETLINK, _LISTEN_ALL_NSID, 1)
+        self._socket.bind((0, 0))  # The kernel's events pass by sockets without an address.
         for group in groups:
             self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
 

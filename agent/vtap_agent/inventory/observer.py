@@ -19,7 +19,7 @@ from vtap_agent.inventory import rtnetlink
 from vtap_agent.inventory.attachment import NamespaceView, pod_interfaces, ports_by_name
 from vtap_agent.inventory.next_hops import PROBE_INTERVAL, NextHops
 from vtap_agent.inventory.rtnetlink import Link
-from vtap_agent.plan.inventory_model import Inventory, Pod, PodInterface, Switch
+from vtap_agent.plan.inventory_model import BridgePort, Inventory, Pod, PodInterface, PodRef, Switch
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ _NAMESPACE_KINDS = frozenset({rtnetlink.RTM_NEWLINK, rtnetlink.RTM_DELLINK, rtne
 
 _AFTER_ERROR = 1.0
 
+Ports = Mapping[str, BridgePort]
 Identity = tuple[int, int]
 """(st_dev, st_ino) of a network namespace's file, the same for every path to it."""
 
@@ -75,10 +76,22 @@ class PodSource(Protocol):
 
 @dataclass(slots=True)
 class _Looked:
-    """A pod's namespace. `view` is None while it has to be looked at (again)."""
+    """A pod's namespace. `view` is None while it has to be looked at (again); `attached` is what came of what last."""
 
     nsid: int
     view: NamespaceView | None = None
+    attached: tuple[PodRef, NamespaceView, NamespaceView, tuple[PodInterface, ...]] | None = None
+
+    def interfaces(self, ref: PodRef, view: NamespaceView, node: NamespaceView, ports: Ports) -> tuple[PodInterface, ...]:
+        """As `pod_interfaces`, worked out again only where something is different."""
+        if self.attached is not None:
+            last_ref, last_view, last_node, found = self.attached
+            same = last_ref == ref and last_view is view and last_node is node
+            if same and all(ports.get(item.host_name) == item.port for item in found):
+                return found
+        found = pod_interfaces(ref, view, node, ports)
+        self.attached = (ref, view, node, found)
+        return found
 
 
 class Observer:
@@ -183,7 +196,8 @@ class _Running:
                 pods.append(replace(pod, host_network=True) if is_node else pod)
                 if identity is not None and not is_node and not pod.host_network:
                     in_use.add(identity)
-                    interfaces += pod_interfaces(pod.ref, self._pod_view(identity, Path(pod.netns)), node, ports)
+                    looked, view = self._pod_view(identity, Path(pod.netns))
+                    interfaces += looked.interfaces(pod.ref, view, node, ports)
             except (OSError, NetlinkError) as error:
                 problems.append(_unreadable(pod, error))
         self._looked = {identity: looked for identity, looked in self._looked.items() if identity in in_use}
@@ -196,7 +210,7 @@ class _Running:
             self._node = _view(self._netlink, self._own_nsid, None)
         return self._node
 
-    def _pod_view(self, identity: Identity, path: Path) -> NamespaceView:
+    def _pod_view(self, identity: Identity, path: Path) -> tuple[_Looked, NamespaceView]:
         looked = self._looked.get(identity)
         if looked is None:
             looked = self._looked[identity] = _Looked(self._number(path))
@@ -206,7 +220,7 @@ class _Running:
             except NetlinkError:
                 del self._looked[identity]  # Its number may have been given to another namespace meanwhile.
                 raise
-        return looked.view
+        return looked, looked.view
 
     def _number(self, path: Path) -> int:
         descriptor = os.open(path, os.O_RDONLY)

@@ -42,6 +42,8 @@ class FakePort:
     tag: int = 0
     external_ids: Mapping[str, str] = field(default_factory=dict)
     as_made: bool = True
+    mtu: int = 1500
+    mtu_request: int = 0
 
 
 @dataclass
@@ -139,10 +141,12 @@ class FakeSwitch:
         self.bridges = {name: FakeBridge(name) for name in bridges}
         self._numbers = itertools.count(1)
 
-    def add_port(self, bridge: str, name: str, tag: int = 0, external_ids: Mapping[str, str] | None = None) -> FakePort:
+    def add_port(
+        self, bridge: str, name: str, tag: int = 0, external_ids: Mapping[str, str] | None = None, mtu: int = 1500
+    ) -> FakePort:
         if any(port.name == name for other in self.bridges.values() for port in other.ports.values()):
             raise ValueError(f"there is a port {name} already")
-        port = FakePort(self._uuid(), name, tag, external_ids or {})
+        port = FakePort(self._uuid(), name, tag, external_ids or {}, mtu=mtu)
         self.bridges[bridge].ports[port.uuid] = port
         return port
 
@@ -178,9 +182,10 @@ class FakeSwitch:
         bridge = self.bridges[step.bridge]
         port = next((port for port in bridge.ports.values() if port.name == step.name), None)
         if port is None:
-            self.add_port(step.bridge, step.name, external_ids=step.stamp.external_ids())
-        else:
-            port.tag, port.as_made, port.external_ids = 0, True, step.stamp.external_ids()
+            port = self.add_port(step.bridge, step.name)
+        port.tag, port.as_made, port.external_ids = 0, True, step.stamp.external_ids()
+        port.mtu_request = step.mtu
+        port.mtu = step.mtu or port.mtu
 
     def _change(self, step: ChangeMirror) -> None:
         row = self.bridges[step.bridge].mirrors.get(step.uuid)
@@ -210,8 +215,11 @@ def _observed(bridge: FakeBridge) -> ObservedBridge:
     return ObservedBridge(
         name=bridge.name,
         ports={port.uuid: port.name for port in bridge.ports.values()},
+        mtus={port.uuid: port.mtu for port in bridge.ports.values()},
         tap_ports=tuple(
-            ObservedPort(port.uuid, port.name, stamp, port.as_made and not port.tag) for port, stamp in stamped if stamp
+            ObservedPort(port.uuid, port.name, stamp, port.as_made and not port.tag, port.mtu_request)
+            for port, stamp in stamped
+            if stamp
         ),
         mirrors=tuple(
             ObservedMirror(

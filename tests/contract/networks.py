@@ -145,11 +145,11 @@ class OvsNetwork:
         assert self.backend.settle(5)
 
     def make_tap_device(self, name: str, mtu: int = 1500) -> None:
-        """As the pipeline does: a veth whose far end is read."""
+        """As the pipeline does: a veth whose far end is read, and takes whatever the near end may send."""
         far_end = f"far{name[4:]}"
         self.lab.ip(
             self.lab.node,
-            f"link add {name} mtu {mtu} type veth peer name {far_end} mtu {mtu}",
+            f"link add {name} mtu {mtu} type veth peer name {far_end} mtu 65535",
             f"link set {name} up",
             f"link set {far_end} up",
         )

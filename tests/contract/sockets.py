@@ -15,7 +15,10 @@ from pathlib import Path
 from tests.contract.frames import Frame
 
 _ETH_P_ALL = 3
-_SOL_PACKET, _PACKET_AUXDATA = 263, 8
+_SOL_PACKET, _PACKET_STATISTICS, _PACKET_AUXDATA = 263, 6, 8
+_SO_RCVBUFFORCE = 33
+_RECEIVE_BUFFER = 8 << 20
+"""Bytes; when vswitchd has rested, what waited comes all at once."""
 _TP_STATUS_VLAN_VALID = 0x10
 _QUIET = 0.1
 """Seconds without a frame after which no more are expected."""
@@ -28,11 +31,17 @@ class PacketSocket:
     def __init__(self, namespace: str, device: str) -> None:
         self._socket = _open_in(namespace)
         self._socket.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
         self._socket.bind((device, _ETH_P_ALL))
         self._socket.setblocking(False)
 
     def fileno(self) -> int:
         return self._socket.fileno()
+
+    def lost(self) -> int:
+        """Frames that this socket itself dropped since the last call, so that no loss of ours is taken for the switch's."""
+        _, dropped = struct.unpack("=II", self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))
+        return dropped
 
     def send(self, frame: Frame) -> None:
         self._socket.send(frame.encode())

@@ -52,6 +52,7 @@ class Flow:
         self._stop.set()
         for thread in self._threads:
             thread.join()
+        assert not any(end.lost() for end in self.network.sockets.values()), "the test's own sockets overflowed"
 
     def run_on(self, frames: int = 50) -> int:
         """Let so many more frames leave; the number of the last."""

@@ -16,8 +16,6 @@ from vtap_agent.errors import Retry
 from vtap_agent.plan.dataplane import Direction
 from vtap_agent.plan.mirrors import AddTapPort, ChangeMirror, CreateMirror, DeleteMirror, DeleteTapPort, MirrorStep
 
-TAP_MTU = 65535
-"""The largest that an Ethernet device may have: a bridge's own port gets the least of its ports', so ours must never be that."""
 PORT_OTHER_CONFIG = {"stp-enable": "false", "rstp-enable": "false"}
 """No bridge protocol data units into the copies."""
 
@@ -71,7 +69,7 @@ class AddTapPortCommand(_StepCommand):
         port.other_config = PORT_OTHER_CONFIG
         port.external_ids = self.step.stamp.external_ids()
         for interface in port.interfaces:
-            interface.mtu_request = TAP_MTU
+            interface.mtu_request = [self.step.mtu] if self.step.mtu else []
             interface.external_ids = self.step.stamp.external_ids()
 
 
@@ -87,7 +85,11 @@ class CreateMirrorCommand(_StepCommand):
 
 
 class ChangeMirrorCommand(_StepCommand):
-    """Grow and shrink the selection; restore the other columns where asked."""
+    """Grow and shrink the selection; restore the other columns where asked.
+
+    Open vSwitch 3.1 keeps copying what a mirror selects no longer. A change of the tap port's `protected`, which means nothing
+    for a port that takes no part in forwarding, makes it translate running flows again in the same reconfiguration.
+    """
 
     step: ChangeMirror
 
@@ -101,7 +103,13 @@ class ChangeMirrorCommand(_StepCommand):
             kept = {port.uuid: port for port in getattr(row, column) if str(port.uuid) not in self.step.remove}
             kept.update({port.uuid: port for port in self.ports(self.step.add)})
             _fill(row, self.step, self.port_named(self.step.name), list(kept.values()))
-            return
+        else:
+            self._mutate(row, column)
+        tap_port = self.port_named(self.step.name)
+        if tap_port is not None:
+            tap_port.protected = not tap_port.protected
+
+    def _mutate(self, row: Any, column: str) -> None:
         for port in self.ports(self.step.add):
             row.addvalue(column, port)
         for port in self.ports(self.step.remove):

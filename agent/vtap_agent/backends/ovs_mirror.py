@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vtap_agent.backends.flow_purge import FlowPurger
-from vtap_agent.backends.mirror_commands import PORT_OTHER_CONFIG, TAP_MTU, command
+from vtap_agent.backends.mirror_commands import PORT_OTHER_CONFIG, command
 from vtap_agent.drivers.ovsdb import OvsdbConnection, Tables, first
 from vtap_agent.drivers.unixctl import DatapathCounters
 from vtap_agent.errors import Wait
@@ -198,18 +198,24 @@ def _bridge(row: Any) -> ObservedBridge:
     return ObservedBridge(
         name=row.name,
         ports={str(port.uuid): port.name for port in row.ports},
+        mtus={str(port.uuid): mtu for port in row.ports if (mtu := _mtu(port, "mtu"))},
         tap_ports=tuple(
-            ObservedPort(str(port.uuid), port.name, stamp, _as_made(port)) for port, stamp in stamped if stamp is not None
+            ObservedPort(str(port.uuid), port.name, stamp, _as_made(port), _mtu(port, "mtu_request"))
+            for port, stamp in stamped
+            if stamp is not None
         ),
         mirrors=tuple(_mirror(mirror) for mirror in row.mirrors),
     )
 
 
 def _as_made(port: Any) -> bool:
-    """Whether nobody has changed how copies leave the tap port: untouched tags, no MTU below the bridge's, no BPDUs."""
+    """Whether nobody has changed how copies leave the tap port: untouched tags, no BPDUs between them."""
     plain = not port.tag and not port.trunks and not port.vlan_mode
-    roomy = all(first(interface.mtu_request, 0) == TAP_MTU for interface in port.interfaces)
-    return plain and roomy and PORT_OTHER_CONFIG.items() <= dict(port.other_config).items()
+    return plain and PORT_OTHER_CONFIG.items() <= dict(port.other_config).items()
+
+
+def _mtu(port: Any, column: str) -> int:
+    return max((first(getattr(interface, column), 0) for interface in port.interfaces), default=0)
 
 
 def _mirror(row: Any) -> ObservedMirror:

@@ -31,8 +31,8 @@ CONFIGURE_TIMEOUT = 5.0
 _COLUMNS = {
     "Open_vSwitch": ("bridges", "cur_cfg", "next_cfg", "ovs_version"),
     "Bridge": ("name", "datapath_type", "ports", "mirrors", "controller"),
-    "Port": ("name", "interfaces", "tag", "trunks", "vlan_mode", "external_ids", "other_config"),
-    "Interface": ("name", "type", "ofport", "external_ids", "mtu_request", "error"),
+    "Port": ("name", "interfaces", "tag", "trunks", "vlan_mode", "protected", "external_ids", "other_config"),
+    "Interface": ("name", "type", "ofport", "external_ids", "mtu", "mtu_request", "error"),
     "Mirror": (
         *("name", "select_all", "select_src_port", "select_dst_port", "select_vlan"),
         *("output_port", "output_vlan", "snaplen", "filter", "statistics", "external_ids"),

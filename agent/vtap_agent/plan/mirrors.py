@@ -44,12 +44,16 @@ def read_stamp(external_ids: Mapping[str, str]) -> Stamp | None:
 
 @dataclass(frozen=True, slots=True)
 class ObservedPort:
-    """A Port row with a stamp. `as_made` is False where a column that decides how copies leave has been changed since."""
+    """A Port row with a stamp. `as_made` is False where a column that decides how copies leave has been changed since.
+
+    `mtu` is what its Interface's `mtu_request` asks for, 0 for nothing.
+    """
 
     uuid: str
     name: str
     stamp: Stamp
     as_made: bool
+    mtu: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +81,11 @@ class ObservedMirror:
 
 @dataclass(frozen=True, slots=True)
 class ObservedBridge:
-    """A bridge: all its ports (name by UUID), those with a stamp, and all its mirrors."""
+    """A bridge: all its ports (name by UUID), their MTUs where known (by UUID), those with a stamp, and all its mirrors."""
 
     name: str
     ports: Mapping[str, str]
+    mtus: Mapping[str, int]
     tap_ports: tuple[ObservedPort, ...]
     mirrors: tuple[ObservedMirror, ...]
 
@@ -106,10 +111,11 @@ class MirrorStep:
 
 @dataclass(frozen=True, slots=True)
 class AddTapPort(MirrorStep):
-    """Add an existing device to the bridge, or put a changed row of ours right."""
+    """Add an existing device to the bridge, or put a changed row of ours right. `mtu` 0 asks for none."""
 
     name: str
     stamp: Stamp
+    mtu: int
 
     def __str__(self) -> str:
         return f"make {self.name} a tap port of bridge {self.bridge}"
@@ -244,11 +250,12 @@ def _sweep(bridge: ObservedBridge, wanted: Mapping[MirrorKey, Mirror], node: str
 
 def _converge(bridge: ObservedBridge, mirror: Mirror, stamp: Stamp) -> Iterator[MirrorStep]:
     key, name = mirror.key, tap_port_name(stamp.node, mirror.key)
-    port = next((port for port in bridge.tap_ports if port.name == name), None)
-    if port is None or not port.as_made:
-        yield AddTapPort(bridge.name, name, stamp)
     taps = {tap.uuid for tap in bridge.tap_ports}
     ports = frozenset(uuid for uuid in mirror.ports if uuid in bridge.ports and uuid not in taps)
+    port = next((port for port in bridge.tap_ports if port.name == name), None)
+    mtu = _mtu(bridge, ports) or (port.mtu if port else 0)
+    if port is None or not port.as_made or port.mtu != mtu:
+        yield AddTapPort(bridge.name, name, stamp, mtu)
     row = _row(bridge, name, stamp.node)
     if row is None:
         yield CreateMirror(bridge.name, key, name, ports, stamp)
@@ -258,6 +265,14 @@ def _converge(bridge: ObservedBridge, mirror: Mirror, stamp: Stamp) -> Iterator[
     restore = not row.plain or bool(other_side) or port is None or row.output_port != port.uuid
     if has != ports or restore:
         yield ChangeMirror(bridge.name, key, row.uuid, name, ports - has, has - ports, restore, stamp)
+
+
+def _mtu(bridge: ObservedBridge, ports: frozenset[str]) -> int:
+    """The largest MTU among the ports: each copy fits, and with userspace TSO super-packets are cut as their owner would.
+
+    A bridge's own port gets the least MTU of its ports; this is never below that.
+    """
+    return max((bridge.mtus.get(uuid, 0) for uuid in ports), default=0)
 
 
 def _row(bridge: ObservedBridge, name: str, node: str) -> ObservedMirror | None:

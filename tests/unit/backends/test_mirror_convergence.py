@@ -40,12 +40,12 @@ class Node(RuleBasedStateMachine):
                 wanted.setdefault(MirrorKey(bridge, direction), set()).add(self.switch.bridges[bridge].named(pod).uuid)
         return {key: Mirror(key, frozenset(ports)) for key, ports in wanted.items()}
 
-    @rule(bridge=some_bridge, tag=st.sampled_from((0, 10, 20)))
-    def pod_starts(self, bridge: str, tag: int) -> None:
-        self._add_pod(f"veth{next(self.names)}", bridge, tag)
+    @rule(bridge=some_bridge, tag=st.sampled_from((0, 10, 20)), mtu=st.sampled_from((1400, 1500, 9000)))
+    def pod_starts(self, bridge: str, tag: int, mtu: int) -> None:
+        self._add_pod(f"veth{next(self.names)}", bridge, tag, mtu)
 
-    def _add_pod(self, name: str, bridge: str, tag: int) -> None:
-        self.switch.add_port(bridge, name, tag, {"contIface": "eth0", "owner": "ovs-cni.network.kubevirt.io"})
+    def _add_pod(self, name: str, bridge: str, tag: int, mtu: int = 1500) -> None:
+        self.switch.add_port(bridge, name, tag, {"contIface": "eth0", "owner": "ovs-cni.network.kubevirt.io"}, mtu)
         self.pods[name] = bridge
         self.converged = False
 
@@ -188,6 +188,8 @@ class Node(RuleBasedStateMachine):
         assert all(port.as_made for port in ports.values())
         for row in rows:
             other_side = Direction.INGRESS if names[row.name].direction is Direction.EGRESS else Direction.EGRESS
+            selected = [observed.bridges[names[row.name].bridge].mtus[port] for port in desired[names[row.name]].ports]
+            assert ports[row.name].mtu == max(selected), "copies fit, and the bridge's own MTU is not lowered"
             assert (row.plain, row.selected(other_side), row.output_port) == (True, frozenset(), ports[row.name].uuid)
         for key in refused:
             assert sum(not is_ours(row.stamp, NODE) for row in observed.bridges[key.bridge].mirrors) >= MAX_MIRRORS - 1

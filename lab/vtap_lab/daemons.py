@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from vtap_api import ledger
 from vtap_lab.errors import LabError
 from vtap_lab.processes import LabProcess
 
@@ -104,3 +105,9 @@ class Collector(Daemon):
     def captures(self) -> list[Path]:
         """The pcapng files it has written, oldest first."""
         return sorted(self.directory.glob("*/*/*.pcapng"), key=lambda path: path.stat().st_mtime_ns)
+
+
+def joint_ledger(agent: Agent, collector: Collector | None) -> tuple[ledger.Row, ...]:
+    """Both sides of every tap point; without a collector, the agent's alone."""
+    received = ledger.parse_collector(collector.get("/v1/ledger")) if collector else None
+    return ledger.join([ledger.parse_agent(agent.get("/v1/ledger"))], received)

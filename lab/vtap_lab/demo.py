@@ -12,19 +12,21 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 import yaml
 
+from vtap_api.ledger import Row, Totals, totals
 from vtap_lab import preflight
 from vtap_lab.capture import fields, tshark
-from vtap_lab.daemons import Agent, Collector
+from vtap_lab.daemons import Agent, Collector, joint_ledger
 from vtap_lab.errors import LabError, comes_true, wait_for
 from vtap_lab.lab import NODE_BRIDGE_ADDRESS, Lab, LabOptions, Pod
 from vtap_lab.processes import LabProcess
 from vtap_lab.switch import find_program
-from vtap_lab.table import LiveTable, Row, rows_of, total
+from vtap_lab.table import LiveTable
 
 QUICKSTART = preflight.CHECKOUT / "examples/quickstart.yaml"
 CAPTURES = preflight.CHECKOUT / "build/demo"
@@ -87,7 +89,7 @@ class Demo:
         """The file of a first tap, and where its copies go."""
         self.lab.write(self.lab.taps / "destination.yaml", self.collector.as_destination())
         self.lab.write(self.lab.taps / QUICKSTART.name, self.tap_text)
-        self._wait_for("stored", 0, "copies arrive", FIRST_COPY_TIMEOUT)
+        wait_for(lambda: self.total().collector.stored > 0, FIRST_COPY_TIMEOUT, "copies arrive", every=0.2)
 
     def watch(self, phase: str, seconds: float) -> None:
         """The live table, for a while."""
@@ -101,21 +103,23 @@ class Demo:
 
     def edit_tap(self) -> None:
         """A filter appears in the file; the numbers follow."""
-        before = total(self.rows())["excluded"]
         self.lab.write(self.lab.taps / QUICKSTART.name, with_filter(self.tap_text, EDIT))
-        self._wait_for("excluded", before, "the filter takes effect", FIRST_COPY_TIMEOUT)
+        wait_for(lambda: self.total().agent.excluded > 0, FIRST_COPY_TIMEOUT, "the filter takes effect", every=0.2)
 
     def still_the_traffic(self) -> None:
         """Nobody talks any more, and what is under way arrives."""
         for process in reversed(self.traffic):
             process.stop()
         self.traffic.clear()
-        if not comes_true(lambda: total(self.rows())["unaccounted"] == 0, SETTLE_TIMEOUT, every=0.5):
-            say("The ledger does not close; see below.")
+        comes_true(lambda: self.total().unaccounted == 0, SETTLE_TIMEOUT, every=0.5)  # Else the report says so.
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> tuple[Row, ...]:
         """The ledger now."""
-        return rows_of(json.loads(self.lab.vtap("ledger", "--output=json")))
+        return joint_ledger(self.agent, self.collector)
+
+    def total(self) -> Totals:
+        """Its sums."""
+        return totals(self.rows())
 
     def _serve(self, where: Pod | str, *arguments: str) -> None:
         process = self._work(where, *arguments)
@@ -131,9 +135,6 @@ class Demo:
         for process in self.traffic:
             if not process.is_running:
                 raise LabError(f"{process.name} ended early: {process.last_lines()}")
-
-    def _wait_for(self, term: str, more_than: int, what: str, timeout: float) -> None:
-        wait_for(lambda: total(self.rows())[term] > more_than, timeout, what, every=0.2)
 
     def what_to_try(self) -> str:
         """Commands for a demo that goes on."""
@@ -151,7 +152,7 @@ class Demo:
 
     def report(self, keep: bool) -> tuple[list[str], str]:
         """Print the capture's path, five packets and the ledger. What is wrong, and the ledger's summary."""
-        *table, summary = self.lab.vtap("ledger").rstrip().splitlines()
+        table, summary = self.lab.vtap("ledger").rstrip(), self.lab.vtap("ledger", "--summary").rstrip()
         if not keep:
             self.agent.stop()
             self.collector.stop()
@@ -160,12 +161,13 @@ class Demo:
             return [f"there is no capture under {self.captures}"], summary
         say(f"\nThe capture, for Wireshark and everything else that reads pcapng:\n  {captures[0]}")
         say(f"\n$ tshark -n -r {captures[0].name} -c 5\n{tshark(captures[0], '-c', '5')}")
-        problems = [*self._strangers(captures), *missing_from(captures), *unclosed(summary)]
-        say("\n".join(["", *table]))
+        packets = packets_in(captures)
+        problems = [*self._strangers(packets), *missing_from(packets), *unclosed(summary)]
+        say(f"\n$ vtap ledger\n{table}\n")
         return problems, summary
 
-    def _strangers(self, captures: Sequence[Path]) -> list[str]:
-        found = sum(count_in(file, f"eth.addr == {self.bystander.mac} && eth.dst.ig == 0") for file in captures)
+    def _strangers(self, packets: Sequence[Packet]) -> list[str]:
+        found = sum(packet.is_unicast and self.bystander.mac in (packet.source, packet.target) for packet in packets)
         said = self.packets_of(self.bystander)
         if found or not said:
             return [f"{found} of the bystander's {said} unicast packets are in the capture"]
@@ -178,15 +180,35 @@ class Demo:
         return link["stats64"]["rx"]["packets"] + link["stats64"]["tx"]["packets"]
 
 
-def count_in(file: Path, display_filter: str) -> int:
-    """How many packets tshark finds."""
-    return len(fields(file, ("frame.number",), display_filter))
+@dataclass(frozen=True)
+class Packet:
+    """What the demo looks at in a captured packet."""
+
+    source: str
+    target: str
+    protocol: str
+    tcp_ports: str
+
+    @property
+    def is_unicast(self) -> bool:
+        """By the group bit of the destination address (IEEE 802)."""
+        return int(self.target[:2], 16) & 1 == 0
 
 
-def missing_from(captures: Sequence[Path]) -> list[str]:
-    """A sentence for each protocol that was spoken and is not in the captures."""
-    spoken = {"HTTP": "http", "DNS": "dns", "iperf3": f"tcp.port == {IPERF_PORT}"}
-    return [f"the capture holds no {name}" for name, found in spoken.items() if not any(count_in(f, found) for f in captures)]
+def packets_in(captures: Sequence[Path]) -> list[Packet]:
+    """All of them."""
+    names = ("eth.src", "eth.dst", "_ws.col.Protocol", "tcp.port")
+    return [Packet(*values) for file in captures for values in fields(file, names)]
+
+
+def missing_from(packets: Sequence[Packet]) -> list[str]:
+    """A sentence for each protocol that was spoken and was not captured."""
+    captured = {
+        "HTTP": any("HTTP" in packet.protocol for packet in packets),
+        "DNS": any(packet.protocol == "DNS" for packet in packets),
+        "iperf3": any(str(IPERF_PORT) in packet.tcp_ports.split(",") for packet in packets),
+    }
+    return [f"the capture holds no {name}" for name, found in captured.items() if not found]
 
 
 def unclosed(summary: str) -> list[str]:
@@ -222,7 +244,7 @@ def indented(text: str) -> str:
 TO_PLAY_WITH = """
 It goes on, with web traffic and name look-ups. As root:
   {vtap} ledger --run-dir {run}
-  {vtap} packets {tap} --run-dir {run} | wireshark -k -i -
+  {vtap} packets {tap} --run-dir {run} --live -w - | wireshark -k -i -
   $EDITOR {taps}/{file}
   {vsctl} --db={db} list mirror
 Stop it and remove everything: make clean
@@ -236,9 +258,9 @@ def play(lab: Lab, captures: Path, keep: bool) -> int:
     demo.set_the_stage()
     demo.start_servers()
     demo.start_clients()
-    demo.start_bulk()
     say(f"The tap, examples/{QUICKSTART.name}, goes into the agent's directory:\n\n{indented(demo.tap_text)}")
     demo.apply_tap()
+    demo.start_bulk()
     demo.watch("everything that web-0 sends and receives", BEFORE_EDIT)
     edit = indented(yaml.safe_dump({"filter": EDIT}, sort_keys=False))
     say(f"\nThe file is edited, and gets a filter (port {IPERF_PORT} is iperf3's):\n\n{edit}")

@@ -3,47 +3,41 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TextIO
+from collections.abc import Sequence
+from typing import TextIO
 
-TERMS = ("seen", "excluded", "unsampled", "limited", "sent", "received", "stored", "lost", "dropped", "unaccounted")
+from vtap_api.ledger import Row, Totals, totals
 
-
-@dataclass(frozen=True)
-class Row:
-    """One tap point: what it is called, and its terms in wire packets."""
-
-    name: str
-    terms: Mapping[str, int]
+_ARROWS = {"Ingress": "→", "Egress": "←"}
 
 
-def rows_of(ledger: Mapping[str, Any]) -> list[Row]:
-    """The rows of what ``vtap ledger -o json`` prints."""
-    return [Row(_name(row), {term: _count(row[term]) for term in TERMS}) for row in ledger["rows"]]
-
-
-def _name(row: Mapping[str, Any]) -> str:
-    arrow = "→" if row["direction"] == "Ingress" else "←"
-    return f"{arrow} {row['pod']['name']} {row['interface']}"
-
-
-def _count(value: int | Mapping[str, int]) -> int:
-    """A term, or the sum of one that is given by reason."""
-    return value if isinstance(value, int) else sum(value.values())
-
-
-def total(rows: Sequence[Row]) -> Mapping[str, int]:
-    """Each term over all tap points."""
-    return {term: sum(row.terms[term] for row in rows) for term in TERMS}
+def terms_of(total: Totals) -> dict[str, int]:
+    """What is shown, by name. What nobody can account for yet is under way while traffic runs."""
+    agent, collector = total.agent, total.collector
+    return {
+        "seen": agent.seen,
+        "excluded": agent.excluded,
+        "unsampled": agent.unsampled,
+        "limited": agent.limited,
+        "sent": agent.sent,
+        "received": collector.received,
+        "stored": collector.stored,
+        "lost": sum(collector.lost.values()),
+        "dropped": total.dropped,
+        "under way": total.unaccounted,
+    }
 
 
 def lines_of(rows: Sequence[Row]) -> list[str]:
-    """A heading, a line a tap point, and where there are several a line of sums."""
-    shown = [*rows, Row("total", total(rows))] if len(rows) > 1 else list(rows)
-    name_width = max([len(row.name) for row in shown] + [9])
-    heading = f"{'tap point':{name_width}}" + "".join(f"{term:>12}" for term in TERMS)
-    return [heading, *(f"{row.name:{name_width}}" + "".join(f"{row.terms[term]:>12,}" for term in TERMS) for row in shown)]
+    """A heading, a line a tap point, and a line of sums."""
+    shown = [(_name(row), terms_of(totals([row]))) for row in rows] + [("total", terms_of(totals(rows)))]
+    width = max(len(name) for name, _ in shown)
+    heading = f"{'':{width}}" + "".join(f"{term:>12}" for term in shown[0][1])
+    return [heading, *(f"{name:{width}}" + "".join(f"{count:>12,}" for count in terms.values()) for name, terms in shown)]
+
+
+def _name(row: Row) -> str:
+    return f"{_ARROWS[row.name.direction]} {row.name.pod[1]} {row.name.interface}"
 
 
 class LiveTable:
@@ -54,15 +48,15 @@ class LiveTable:
         self._drawn = 0
 
     def show(self, seconds: float, phase: str, rows: Sequence[Row]) -> None:
-        """Draw the state `seconds` after the start."""
+        """Draw the state `seconds` after the start. While packets are on their way some are not accounted for yet."""
         if self._out.isatty():
             lines = [f"{seconds:4.0f} s  {phase}", *lines_of(rows)]
             erase = f"\x1b[{self._drawn}F\x1b[J" if self._drawn else ""
             self._out.write(erase + "\n".join(lines) + "\n")
             self._drawn = len(lines)
         else:
-            sums = total(rows)
-            self._out.write(f"{seconds:4.0f} s  {phase}: {' '.join(f'{term}={sums[term]}' for term in TERMS)}\n")
+            terms = terms_of(totals(rows))
+            self._out.write(f"{seconds:4.0f} s  {phase}: {', '.join(f'{name} {count}' for name, count in terms.items())}\n")
         self._out.flush()
 
     def leave(self) -> None:

@@ -65,6 +65,11 @@ def select(rows: Iterable[Row], tap: str) -> tuple[Row, ...]:
     return found
 
 
+def summary(books: Books) -> str:
+    """The one line that says it all."""
+    return totals(books.rows).summary()
+
+
 def render(books: Books) -> str:
     """The table, a row of totals, and below it what stands beside the sum."""
     lines = [[*_names(row), *_terms(row)] for row in books.rows]
@@ -92,11 +97,12 @@ def _names(row: Row) -> Sequence[str]:
 def _terms(row: Row) -> list[str]:
     """In the order of `TERMS`; a dash stands for what cannot be known."""
     sent, got = row.agent, row.collector
-    agent_side = (
-        [sent.seen, sent.excluded, sent.unsampled, sent.limited, _reasons(sent.dropped), sent.sent] if sent else ["-"] * 6
-    )
-    collector_side = [got.received, _reasons(got.lost), got.stored, _reasons(got.dropped)] if got else ["-"] * 4
-    return [str(term) for term in (*agent_side, *collector_side, row.unaccounted)]
+    cells: list[int | str] = ["-"] * 10
+    if sent:
+        cells[:6] = [sent.seen, sent.excluded, sent.unsampled, sent.limited, _reasons(sent.dropped), sent.sent]
+    if got:
+        cells[6:] = [got.received, _reasons(got.lost), got.stored, _reasons(got.dropped)]
+    return [str(cell) for cell in (*cells, row.unaccounted)]
 
 
 def _reasons(counts: Mapping[str, int]) -> str:

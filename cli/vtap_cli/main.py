@@ -89,7 +89,7 @@ def _add_packets(command: Command) -> None:
     source.add_argument("--stored", action="store_true", help="what is on disk now (default)")
     source.add_argument("--live", action="store_true", help="what arrives from now on, until interrupted")
     made.add_argument(
-        "--filter", default="", metavar="EXPR", help="any Wireshark display filter, such as 'dns.qry.name contains shop'"
+        "--filter", default="", metavar="EXPR", help="any display filter of tshark's, such as 'dns.flags.rcode != 0'"
     )
     made.add_argument("--capture-filter", default="", metavar="EXPR", help="any capture filter, such as 'tcp port 80'; cheaper")
     made.add_argument(
@@ -128,7 +128,7 @@ def _validate(options: argparse.Namespace) -> int:
 def _ledger(options: argparse.Namespace) -> int:
     books = ledger.read(options.run_dir, options.tap, both=options.summary)
     if options.summary:
-        print(ledger.totals(books.rows).summary())
+        print(ledger.summary(books))
     else:
         _show(options, ledger.as_json(books), lambda: ledger.render(books))
     return 0
@@ -138,7 +138,14 @@ def _packets(options: argparse.Namespace) -> int:
     if options.every is not None and not options.count:
         raise CliError("--every needs --count, as in --every 10s --count 10")
     request = packets.Request(
-        options.tap, options.live, options.filter, options.capture_filter, options.every, options.count, options.write
+        tap=options.tap,
+        live=options.live,
+        display_filter=options.filter,
+        capture_filter=options.capture_filter,
+        every=options.every,
+        count=options.count,
+        output=options.write,
+        as_json=options.output == "json",
     )
     return packets.run(request, options.run_dir)
 

@@ -13,15 +13,23 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from vtap_api.values import Duration
 from vtap_cli.daemons import collector, get_chunks
 from vtap_cli.errors import CliError
 from vtap_cli.tables import tap_name
 
-COLUMNS = ("No.", "%m", "Time", "%Yt", "Pod", "%Cus:frame.interface_name:0:R", "Source", "%s", "Destination", "%d", "Protocol", "%p",
-           "Length", "%L", "Info", "%i")  # fmt: skip
+COLUMNS = (
+    ("No.", "%m"),
+    ("Time", "%Yt"),
+    ("Pod", "%Cus:frame.interface_name:0:R"),
+    ("Source", "%s"),
+    ("Destination", "%d"),
+    ("Protocol", "%p"),
+    ("Length", "%L"),
+    ("Info", "%i"),
+)
 EMPTY_PCAPNG = bytes.fromhex("0a0d0d0a 1c000000 4d3c2b1a 0100 0000 ffffffffffffffff 1c000000")
 """A section header block and nothing else: what a display filter is tried on."""
 STANDARD_OUTPUT = Path("-")
@@ -38,6 +46,7 @@ class Request:
     every: Duration | None = None
     count: int = 0
     output: Path | None = None
+    as_json: bool = False
 
     def query(self) -> dict[str, str]:
         """What the collector is asked for."""
@@ -100,7 +109,7 @@ def _write(chunks: Iterable[bytes], output: Path) -> int:
 
 
 @contextlib.contextmanager
-def _opened(output: Path) -> Iterator[BinaryIO]:
+def _opened(output: Path) -> Iterator[IO[bytes]]:
     if output == STANDARD_OUTPUT:
         yield sys.stdout.buffer
     else:
@@ -108,7 +117,7 @@ def _opened(output: Path) -> Iterator[BinaryIO]:
             yield stream
 
 
-def _copy(chunks: Iterable[bytes], stream: BinaryIO) -> None:
+def _copy(chunks: Iterable[bytes], stream: IO[bytes]) -> None:
     """Until the chunks end, the reader goes away, or the user interrupts: each is a normal end."""
     with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
         for chunk in chunks:
@@ -120,19 +129,23 @@ def _through_tshark(chunks: Iterable[bytes], request: Request) -> int:
     command = ["tshark", "-n", "-l", "-r", "-"]
     if request.display_filter:
         command += ["-Y", request.display_filter]
-    if request.output is None:
-        command += ["-o", "gui.column.format:" + ",".join(f'"{part}"' for part in COLUMNS)]
+    if request.output is None and request.as_json:
+        command += ["-T", "json"]
+    elif request.output is None:
+        command += ["-o", "gui.column.format:" + ",".join(f'"{title}","{what}"' for title, what in COLUMNS)]
     else:
         command += ["-F", "pcapng", "-w", str(request.output)]
     # In a session of its own an interrupt reaches only us: we close its input, and it writes out what it holds.
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as tshark:
-        assert tshark.stdin is not None and tshark.stderr is not None
-        try:
-            _copy(chunks, tshark.stdin)
-        finally:
-            with contextlib.suppress(BrokenPipeError):
-                tshark.stdin.close()
-            said = tshark.stderr.read().decode(errors="replace")
+    with tempfile.TemporaryFile() as errors:
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=errors, start_new_session=True) as tshark:
+            assert tshark.stdin is not None
+            try:
+                _copy(chunks, tshark.stdin)
+            finally:
+                with contextlib.suppress(BrokenPipeError):
+                    tshark.stdin.close()
+        errors.seek(0)
+        said = errors.read().decode(errors="replace")
     if tshark.returncode > 0:
         sentence = next((line.removeprefix("tshark: ") for line in said.splitlines() if line.startswith("tshark: ")), "it failed")
         raise CliError(f"tshark: {sentence.rstrip('.')}")

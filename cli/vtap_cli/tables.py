@@ -9,13 +9,13 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], right: frozenset[s
     """Lines of aligned columns; those named in `right` are aligned to the right."""
     lines = [list(head), *(list(row) for row in rows)]
     widths = [max(len(line[index]) for line in lines) for index in range(len(head))]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if name in right else cell.ljust(width)
-            for name, cell, width in zip(head, line, widths, strict=True)
-        ).rstrip()
-        for line in lines
-    )
+    columns = [(width, name in right) for name, width in zip(head, widths, strict=True)]
+    return "\n".join("  ".join(map(_aligned, line, columns)).rstrip() for line in lines)
+
+
+def _aligned(cell: str, column: tuple[int, bool]) -> str:
+    width, right = column
+    return cell.rjust(width) if right else cell.ljust(width)
 
 
 def tap_name(text: str) -> tuple[str, str]:

@@ -112,12 +112,22 @@ int vtc_start(struct vtc_collector *collector, char *error, size_t error_size)
     return 0;
 }
 
+static void end_sections(struct vtc_collector *collector)
+{
+    pthread_mutex_lock(&collector->table_lock);
+    for (uint32_t index = 0; index < collector->taps_used; index++)
+        if (collector->taps[index].in_use)
+            ingest_end_section(collector, &collector->taps[index]);
+    pthread_mutex_unlock(&collector->table_lock);
+}
+
 void vtc_stop(struct vtc_collector *collector)
 {
     atomic_store(&collector->stopping, true);
     if (collector->receiver_started)
         pthread_join(collector->receiver, NULL);
     collector->receiver_started = false;
+    end_sections(collector);
     for (int id = 0; id < MAX_CONSUMERS; id++)
         vtc_live_close(collector, id);
     pthread_mutex_lock(&collector->queue_lock);

@@ -241,9 +241,6 @@ static void finish(struct vtc_collector *collector)
     while (!drained && collector->now_ns - started_ns < DRAIN_NS);
     pthread_mutex_lock(&collector->table_lock);
     ingest_tick(collector);
-    for (uint32_t index = 0; index < collector->taps_used; index++)
-        if (collector->taps[index].in_use)
-            ingest_end_section(collector, &collector->taps[index]);
     pthread_mutex_unlock(&collector->table_lock);
 }
 

@@ -270,8 +270,6 @@ static bool file_ready(struct vtc_collector *collector, struct tap *tap, struct 
     struct output *file = &tap->file;
     if (file->section != chunk->section)
         close_output(collector, tap);
-    if (chunk->ends_section)
-        return false;
     if (file->fd < 0 && !open_output(collector, tap, chunk->section))
         return false;
     if (file->retry_ns && clock_ns(CLOCK_MONOTONIC) < file->retry_ns)
@@ -282,14 +280,14 @@ static bool file_ready(struct vtc_collector *collector, struct tap *tap, struct 
 static void write_chunk(struct vtc_collector *collector, struct chunk *chunk)
 {
     struct tap *tap = chunk->section->tap;
-    if (collector->config.sink == VTC_SINK_COUNT)
+    if (chunk->ends_section)
+        close_output(collector, tap);
+    else if (collector->config.sink == VTC_SINK_COUNT)
         count_blocks(collector, chunk->section, chunk->data, chunk->used, STORED);
     else if (file_ready(collector, tap, chunk))
         write_blocks(collector, &tap->file, chunk);
     else
         count_blocks(collector, chunk->section, chunk->data, chunk->used, DROPPED_DISK);
-    if (chunk->ends_section)
-        close_output(collector, tap);
     chunk_put(&collector->pool, chunk);
 }
 

@@ -277,6 +277,24 @@ def test_nothing_enters_the_bridge_from_a_tap_port_and_no_address_is_learnt_ther
     assert network.exchange("b", packet, 1) == {"a": [packet]}
 
 
+def test_nothing_enters_from_a_tap_port_even_where_flows_flood_explicitly(network: OvsNetwork, pair: tuple[str, str]) -> None:
+    _, b = pair
+    tap(network, egress=["a"])
+    network.lab.switch.ofctl("replace-flows", BRIDGE, write_flows(network, "actions=FLOOD"))
+    try:
+        packet = frame(b, "02:00:00:00:00:77")
+        assert network.exchange("b", frame(BROADCAST, b), 1).keys() >= {"a"}, "the flow is in force"
+        assert network.exchange(EGRESS_TAP, packet, 0) == {}
+    finally:
+        network.lab.switch.ofctl("replace-flows", BRIDGE, write_flows(network, "actions=NORMAL"))
+
+
+def write_flows(network: OvsNetwork, flow: str) -> str:
+    path = network.lab.directory / "flows"
+    path.write_text(f"{flow}\n")
+    return str(path)
+
+
 @pytest.mark.parametrize("mtu", [1500, 9000])
 def test_a_tap_port_leaves_the_bridges_mtu_alone(network: OvsNetwork, mtu: int) -> None:
     network.add_pod("a", mtu=mtu)

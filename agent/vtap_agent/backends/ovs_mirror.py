@@ -186,7 +186,12 @@ def _selected(
 ) -> dict[str, int]:
     names = sorted(bridge.ports[uuid] for uuid in row.selected(direction) if uuid in bridge.ports)
     known = {name: counters[name] for name in names if name in counters}
-    return {name: count.received if direction is Direction.EGRESS else count.transmitted for name, count in known.items()}
+    return {name: _moved(count, direction) for name, count in known.items()}
+
+
+def _moved(count: DatapathCounters, direction: Direction) -> int:
+    """What the mirror had before it: a packet that its receiver's device then refused was copied nevertheless."""
+    return count.received if direction is Direction.EGRESS else count.transmitted + count.transmit_dropped
 
 
 def _observed(tables: Tables) -> ObservedMirrors:

@@ -33,6 +33,11 @@ def test_packets_without_copies_need_a_purge(key: MirrorKey) -> None:
     assert (judged.state, judged.needs_purge, judged.least) == (MirrorState.MISSING, True, 50)
 
 
+@pytest.mark.parametrize("key", [EGRESS, INGRESS])
+def test_an_overloaded_switch_that_loses_packets_before_it_copies_them_is_not_purged(key: MirrorKey) -> None:
+    assert judge(key, reading(0, a=0), reading(4689, a=7610)) is MirrorState.COPYING
+
+
 def test_a_few_packets_prove_nothing() -> None:
     assert judge(EGRESS, reading(0, a=0), reading(0, a=9)) is MirrorState.IDLE
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from vtap_agent.drivers import links
@@ -30,7 +30,7 @@ from vtap_agent.pipeline.steps import (
     Selection,
     TapPortDevices,
 )
-from vtap_agent.plan.dataplane import DataPlane, Direction, MirrorKey, NodeCounters
+from vtap_agent.plan.dataplane import ANY_VLAN, DataPlane, Direction, MirrorKey, NodeCounters
 
 PRESENT = b"\1"
 
@@ -204,20 +204,25 @@ class Pipeline:
         names = devices.pair_devices(self._node)
         self._kernel.sweep([names.far, *(self.tap_port_devices(key).ours for key in ports.values())])
 
-    def _select(self, selections: Iterable[Selection]) -> None:
-        sources: dict[bytes, bytes] = {}
+    def _select(self, selections: Sequence[Selection]) -> None:
+        sources: list[tuple[int, int, bytes, bool, tuple[int, ...]]] = []
         receivers: dict[bytes, list[tuple[bytes, bool, int]]] = {}
+        # What belongs to a pod whatever its VLAN must not be found a second time under one VLAN.
+        of_any_vlan = {(one.mirror, one.mac) for one in selections if one.vlan == ANY_VLAN}
         for one in selections:
             device = self.tap_port_devices(one.mirror).ours
             ifindex = links.index_of(device)
             if ifindex is None:
                 raise Retry(f"{device} is not there yet")
-            sources[encode.source_key(ifindex, one.vlan, one.mac)] = encode.source(one.strip, one.entries)
-            if one.mirror.direction is Direction.INGRESS:
+            sources.append((ifindex, one.vlan, one.mac, one.strip, one.entries))
+            if one.mirror.direction is Direction.INGRESS and (one.vlan == ANY_VLAN or (one.mirror, one.mac) not in of_any_vlan):
                 listed = receivers.setdefault(encode.flood_key(ifindex, one.vlan), [])
                 listed.extend((one.mac, one.strip, entry) for entry in one.entries)
         self._kernel.swap("floods", 0, {key: encode.flood(listed) for key, listed in receivers.items()})
-        self._kernel.swap("sources", 0, sources)
+        listed_sources = {encode.source_key(i, vlan, mac): encode.source(strip, entries) for i, vlan, mac, strip, entries in sources}
+        # The table last: it has the first word.
+        self._kernel.swap("sources", 0, listed_sources)
+        self._kernel.swap("quicks", 0, {word(index): bucket for index, bucket in encode.quick_table(sources).items()})
 
     # Observing
 

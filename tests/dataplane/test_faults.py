@@ -1,0 +1,222 @@
+"""Things break: originals fare no worse than without a tap, nothing is left behind, and the ledger closes."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.dataplane.site import PATIENCE, Site, expect_each_once, point
+from vtap_lab.errors import wait_for
+from vtap_lab.exchange import Exchange, start_exchange
+from vtap_lab.lab import BRIDGE, Lab
+
+pytestmark = pytest.mark.slow
+
+LEASE = 10.0
+OUTAGE_NOISE = 300
+"""Datagrams, at 1,000 a second, by which two restarts of the same daemon may differ."""
+
+
+@pytest.fixture
+def site(lab: Lab, tmp_path: Path) -> Site:
+    return Site(lab, tmp_path)
+
+
+def lost_originals(exchange: Exchange) -> int:
+    """Datagrams that were sent and did not arrive at the other pod."""
+    ((_, received),) = exchange.received.items()
+    return len(set(exchange.sent) - set(received))
+
+
+def test_vswitchd_killed_and_restarted(site: Site) -> None:
+    web, client = site.pod("web"), site.pod("client")
+
+    def outage() -> Exchange:
+        exchange = start_exchange(site.lab, web, client, count=0, rate=1000)
+        wait_for(lambda: exchange.sent_so_far() > 300, 10, "traffic flows")
+        site.lab.switch.kill_vswitchd()
+        site.lab.switch.start_vswitchd()
+        sent = exchange.sent_so_far()
+        wait_for(lambda: exchange.sent_so_far() > sent + 500, 10, "traffic flows on")
+        return exchange.stop()
+
+    without = lost_originals(outage())
+    site.tap("web")
+    tapped = outage()
+    assert lost_originals(tapped) <= without + OUTAGE_NOISE
+    wait_for(lambda: site.condition("web", "Delivering") == "True", PATIENCE, "the tap delivers again")
+    after = start_exchange(site.lab, web, client, count=200).finish()
+    site.closes()
+    expect_each_once(site.stored("web"), after, point(web, "egress"))
+
+
+def test_ovsdb_restarted(site: Site) -> None:
+    web, client = site.pod("web"), site.pod("client")
+    site.tap("web")
+    exchange = start_exchange(site.lab, web, client, count=0, rate=1000)
+    wait_for(lambda: exchange.sent_so_far() > 300, 10, "traffic flows")
+    site.lab.switch.restart_ovsdb()
+    site.tap("later")
+    sent = exchange.sent_so_far()
+    wait_for(lambda: exchange.sent_so_far() > sent + 300, 10, "traffic flows on")
+    done = exchange.stop()
+    site.closes()
+    assert lost_originals(done) == 0
+    expect_each_once(site.stored("web"), done, point(web, "egress"))
+    assert site.stored("later"), "a tap made after the restart copies"
+
+
+def test_agent_killed_and_started_again_leaves_no_gap(site: Site) -> None:
+    web, client = site.pod("web"), site.pod("client")
+    site.tap("web")
+    exchange = start_exchange(site.lab, web, client, count=0, rate=1000)
+    wait_for(lambda: exchange.sent_so_far() > 300, 10, "traffic flows")
+    site.agent.kill()
+    site.start_agent()
+    wait_for(lambda: site.condition("web", "Delivering") == "True", PATIENCE, "the tap delivers")
+    sent = exchange.sent_so_far()
+    wait_for(lambda: exchange.sent_so_far() > sent + 300, 10, "traffic flows on")
+    done = exchange.stop()
+    summary = site.closes()
+    assert lost_originals(done) == 0 and summary["lost"] == 0
+    expect_each_once(site.stored("web"), done, point(web, "egress"))
+
+
+def test_agent_killed_at_any_step_recovers(site: Site) -> None:
+    """A kill at random moments of the pass that a new tap starts: the next agent finishes the work, and sweeps nothing it needs."""
+    web, client = site.pod("web"), site.pod("client")
+    dice = random.Random(7)
+    for attempt in range(5):
+        site.write_tap(f"tap-{attempt}")
+        time.sleep(dice.uniform(0, 0.25))
+        site.agent.kill()
+        site.start_agent()
+    for attempt in range(5):
+        name = f"tap-{attempt}"
+        wait_for(lambda name=name: site.condition(name, "Delivering") == "True", PATIENCE, f"{name} delivers")
+    exchange = start_exchange(site.lab, web, client, count=200).finish()
+    site.closes()
+    for attempt in range(5):
+        expect_each_once(site.stored(f"tap-{attempt}"), exchange, point(web, "egress"))
+    assert lost_originals(exchange) == 0
+
+
+def test_agent_gone_for_good_stops_copying_by_itself(site: Site) -> None:
+    web, client = site.pod("web"), site.pod("client")
+    site.tap("web")
+    exchange = start_exchange(site.lab, web, client, count=0, rate=200)
+    wait_for(lambda: exchange.sent_so_far() > 100, 10, "traffic flows")
+
+    def received() -> int:
+        return sum(stream["received"] for stream in site.collector.get("/v1/ledger")["streams"])
+
+    site.agent.kill()
+    killed = time.monotonic()
+    before = [received()]
+
+    def copies_have_ended() -> bool:
+        sent = exchange.sent_so_far()
+        wait_for(lambda: exchange.sent_so_far() > sent + 100, 10, "traffic flows on")
+        before.append(received())
+        return before[-1] == before[-2]
+
+    wait_for(copies_have_ended, 2 * LEASE, "copies end with the lease")
+    assert time.monotonic() - killed < 2 * LEASE
+    done = exchange.stop()
+    assert lost_originals(done) == 0
+    site.start_agent()
+    summary = site.closes()
+    assert summary["dropped"] > 0, "what the lease cut off is counted"
+
+
+def test_collector_killed_loses_only_what_it_missed(site: Site) -> None:
+    web, client = site.pod("web"), site.pod("client")
+    site.tap("web")
+    exchange = start_exchange(site.lab, web, client, count=0, rate=1000)
+    wait_for(lambda: exchange.sent_so_far() > 300, 10, "traffic flows")
+    site.collector.kill()
+    wait_for(lambda: site.condition("web", "Delivering") == "False", PATIENCE, "the status says it")
+    site.start_collector()
+    wait_for(lambda: site.condition("web", "Delivering") == "True", PATIENCE, "the tap delivers again")
+    sent = exchange.sent_so_far()
+    wait_for(lambda: exchange.sent_so_far() > sent + 300, 10, "traffic flows on")
+    done = exchange.stop()
+    summary = site.closes()
+    assert lost_originals(done) == 0
+    assert summary["lost"] > 0
+    for file in (site.storage / "shop" / "web").glob("*.pcapng"):
+        subprocess.run(["capinfos", str(file)], check=True, capture_output=True)
+
+
+def test_veth_deleted_under_the_tap(site: Site) -> None:
+    web, other, client = site.pod("web"), site.pod("web"), site.pod("client")
+    site.tap("web")
+    site.lab.forget_pod(web)
+    wait_for(lambda: not site.says("web", web.host_name), PATIENCE, "the agent sees that the pod is gone")
+    exchange = start_exchange(site.lab, other, client, count=200).finish()
+    site.closes()
+    assert lost_originals(exchange) == 0
+    expect_each_once(site.stored("web"), exchange, point(other, "egress"))
+    site.remove_tap("web")
+    assert _of_ours(site) == []
+
+
+def test_destination_black_holed_and_back(site: Site) -> None:
+    web, client = site.pod("web"), site.pod("client")
+    site.tap("web")
+    exchange = start_exchange(site.lab, web, client, count=0, rate=500)
+    site.lab.ip(site.lab.router, "link set node0 down")
+    wait_for(lambda: site.condition("web", "Delivering") == "False", 60, "the status says it")
+    sent = exchange.sent_so_far()
+    wait_for(lambda: exchange.sent_so_far() > sent + 300, 10, "traffic flows on")
+    site.lab.ip(site.lab.router, "link set node0 up", "route replace 198.18.1.0/24 dev node0")
+    wait_for(lambda: site.condition("web", "Delivering") == "True", 60, "the tap delivers again")
+    sent = exchange.sent_so_far()
+    wait_for(lambda: exchange.sent_so_far() > sent + 300, 10, "traffic flows on")
+    done = exchange.stop()
+    site.closes()
+    assert lost_originals(done) == 0
+    last = done.sent[-200:]
+    found = site.stored("web")
+    assert all(found[point(web, "egress"), datagram] == 1 for datagram in last)
+
+
+def test_a_stage_broken_on_purpose_shows(site: Site) -> None:
+    """Without `send` copies enter the pair and vanish, counted by nobody: that is what unaccounted is for."""
+    web, client = site.pod("web"), site.pod("client")
+    site.tap("web")
+    start_exchange(site.lab, web, client, count=50).finish()
+    assert site.closes()["unaccounted"] == 0
+    _detach_send(site)
+    start_exchange(site.lab, web, client, count=50).finish()
+    wait_for(lambda: site.summary()["unaccounted"] > 0, PATIENCE, "unaccounted packets show")
+
+
+def test_stopping_the_agent_leaves_nothing(site: Site) -> None:
+    site.pod("web")
+    site.tap("web")
+    assert _of_ours(site) != []
+    assert site.agent.stop() == 0
+    assert _of_ours(site) == []
+    assert not (site.lab.run_dir / "bpf" / "maps").exists()
+
+
+def _of_ours(site: Site) -> list[str]:
+    """Devices, ports and mirrors in the node that bear our stamp or name."""
+    links = site.lab.run(site.lab.node, "ip", "-o", "link", "show").splitlines()
+    devices = [line.split(":")[1].strip() for line in links if "vtap.dev" in line]
+    ports = [port for port in site.lab.switch.vsctl("list-ports", BRIDGE).split() if port.startswith("vtap-")]
+    mirrors = site.lab.switch.vsctl("--bare", "--columns=name", "list", "Mirror").split()
+    return [*devices, *ports, *mirrors]
+
+
+def _detach_send(site: Site) -> None:
+    links = site.lab.run(site.lab.node, "ip", "-o", "link", "show").splitlines()
+    (far,) = [line.split(":")[1].strip().split("@")[0] for line in links if line.split(":")[1].strip().startswith("vtf")]
+    for pin in (site.lab.run_dir / "bpf" / "links").glob(f"*{far}*"):
+        pin.unlink()
+    site.lab.run(site.lab.node, "tc", "qdisc", "del", "dev", far, "clsact", check=False)

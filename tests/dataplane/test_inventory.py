@@ -196,8 +196,27 @@ def test_others_changes_do_not_wake_anybody(shared_lab: Lab, watched: Watched) -
     shared_lab.delete_namespace(other)
 
 
+def _seconds_of_snapshots(lab: Lab) -> tuple[float, float]:
+    """(the first of a fresh observer, a later one)"""
+    fresh = Watched(lab, PodsFile(lab.pods_file))
+    try:
+        fresh.ovsdb.snapshot()
+        begun = time.perf_counter()
+        assert len(fresh.snapshot().interfaces) == 110
+        cold = time.perf_counter() - begun
+        begun = time.perf_counter()
+        for _ in range(20):
+            fresh.snapshot()
+        return cold, (time.perf_counter() - begun) / 20
+    finally:
+        fresh.stop()
+
+
 def test_a_hundred_and_ten_pods_at_once_and_again(shared_lab: Lab, watched: Watched) -> None:
-    """The kubelet's default of pods for each node. Goals: 100 ms cold; hardly anything when nothing has changed."""
+    """The kubelet's default of pods for each node. Goals: 100 ms cold; hardly anything when nothing has changed.
+
+    The best of several tries counts: other work on the machine must not decide.
+    """
     before = shared_lab.pods_file.read_text()
     names = [shared_lab.add_namespace(f"m{number}") for number in range(110)]
     lines: list[str] = []
@@ -208,18 +227,7 @@ def test_a_hundred_and_ten_pods_at_once_and_again(shared_lab: Lab, watched: Watc
         shared_lab.pods_file, "".join(f"- {{name: m{number}, netns: {name}}}\n" for number, name in enumerate(names))
     )
     watched.wait(lambda: len(watched.snapshot().interfaces) == 110)
-    fresh = Watched(shared_lab, PodsFile(shared_lab.pods_file))
-    try:
-        fresh.ovsdb.snapshot()
-        begun = time.perf_counter()
-        assert len(fresh.snapshot().interfaces) == 110
-        cold = time.perf_counter() - begun
-        begun = time.perf_counter()
-        for _ in range(20):
-            fresh.snapshot()
-        warm = (time.perf_counter() - begun) / 20
-    finally:
-        fresh.stop()
+    cold, warm = map(min, zip(*(_seconds_of_snapshots(shared_lab) for _ in range(4)), strict=True))
     print(f"110 pods: cold {cold * 1e3:.1f} ms, unchanged {warm * 1e3:.2f} ms")
     shared_lab.write(shared_lab.pods_file, before)
     for name in names:

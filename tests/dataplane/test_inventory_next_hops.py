@@ -9,7 +9,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.dataplane.watched_node import DEADLINE, Watched
+from tests.dataplane.watched_node import DEADLINE, Watched, inside
+from vtap_agent.inventory import give_back_neighbours
 from vtap_agent.inventory.next_hops import BORROWED, MADE
 from vtap_agent.plan.inventory_model import NextHop, NextHopState
 from vtap_agent.sources.pods import PodsFile
@@ -225,6 +226,18 @@ def test_what_a_killed_agent_left_is_swept(shared_lab: Lab) -> None:
     with following(shared_lab) as follower:
         follower.snapshot()
         assert entries(shared_lab, ROUTER) == []
+
+
+def test_clean_up_without_an_observer(shared_lab: Lab) -> None:
+    flush(shared_lab)
+    shared_lab.ip(
+        shared_lab.node,
+        f"neigh add {ROUTER} dev up0 managed proto {MADE}",
+        f"-6 neigh add {ROUTER6} dev up0 lladdr 02:00:00:00:55:02 nud permanent",
+    )
+    inside(shared_lab.node, give_back_neighbours)
+    assert entries(shared_lab, ROUTER) == [] and len(entries(shared_lab, ROUTER6)) == 1
+    flush(shared_lab)
 
 
 def test_a_device_that_goes_and_returns(shared_lab: Lab, watched: Watched) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from vtap_agent.drivers.netlink import Event, EventSocket, Netlink, NetlinkError
-from vtap_agent.errors import VtapError
+from vtap_agent.errors import TellUser, VtapError
 from vtap_agent.inventory import rtnetlink
 from vtap_agent.inventory.attachment import NamespaceView, pod_interfaces, ports_by_name
 from vtap_agent.inventory.next_hops import PROBE_INTERVAL, NextHops
@@ -46,6 +46,14 @@ _AFTER_ERROR = 1.0
 Ports = Mapping[str, BridgePort]
 Identity = tuple[int, int]
 """(st_dev, st_ino) of a network namespace's file, the same for every path to it."""
+
+
+def give_back_neighbours() -> None:
+    """Undo what an observer that was killed has left in this network namespace. Raises NetlinkError."""
+    with Netlink() as netlink:
+        left = NextHops(netlink, dict[int, Link])
+        left.open()
+        left.close()
 
 
 class SwitchSource(Protocol):
@@ -123,9 +131,13 @@ class Observer:
         self._pods.on_change(callback)
 
     def start(self) -> None:
-        """Begin to follow this thread's network namespace. Raises OSError or NetlinkError."""
+        """Begin to follow this thread's network namespace. Raises NetlinkError, or TellUser where that isn't permitted."""
         if self._running is None:
-            self._running = _Running(self._lock, self._notify, self._probe_interval)
+            try:
+                self._running = _Running(self._lock, self._notify, self._probe_interval)
+            except OSError as error:
+                why = os.strerror(error.errno or 0)
+                raise TellUser(f"the node's network can't be followed ({why}); run the agent as root") from error
             self._running.start()
 
     def stop(self) -> None:

@@ -169,7 +169,7 @@ def _link(message: Message) -> Link:
     nsid = found.get(_IFLA_LINK_NETNSID)
     return Link(
         index=index,
-        name=found[_IFLA_IFNAME].rstrip(b"\0").decode(errors="surrogateescape"),
+        name=found[_IFLA_IFNAME].rstrip(b"\0").decode(errors="backslashreplace"),
         mac=found.get(_IFLA_ADDRESS, b""),
         mtu=_U32.unpack(found[_IFLA_MTU])[0],
         peer=_U32.unpack(found[_IFLA_LINK])[0] if _IFLA_LINK in found else 0,

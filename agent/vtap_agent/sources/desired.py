@@ -106,12 +106,21 @@ def _misplaced(name: str, documents: Iterable[Resource]) -> list[str]:
 def _settled(parsed: Mapping[str, FileState]) -> list[tuple[str, FileState, str]]:
     """Each file with the sentence about the name it may not have, empty for none."""
     clashes: dict[str, str] = {}
-    while True:
-        lost = _first_clash(parsed, clashes)
-        if lost is None:
-            return [(name, state, clashes.get(name, "")) for name, state in parsed.items()]
+    while (lost := _first_clash(parsed, clashes)) is not None:
         loser, sentence = lost
         clashes[loser] = sentence
+    while (freed := _first_without_rival(parsed, clashes)) is not None:
+        del clashes[freed]
+    return [(name, state, clashes.get(name, "")) for name, state in parsed.items()]
+
+
+def _first_without_rival(parsed: Mapping[str, FileState], clashes: Mapping[str, str]) -> str | None:
+    """A refused file whose rival has been refused itself."""
+    for name in sorted(clashes):
+        others = {other: sentence for other, sentence in clashes.items() if other != name}
+        if _first_clash(parsed, others) is None:
+            return name
+    return None
 
 
 def _first_clash(parsed: Mapping[str, FileState], clashes: Mapping[str, str]) -> tuple[str, str] | None:

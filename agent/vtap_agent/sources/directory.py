@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -99,9 +100,10 @@ class TapDirectory:
         for name in names:
             path = self._directory / name
             if path.is_symlink():
-                directories = merged(directories, anchors(path.resolve()))
+                # Not Path.resolve, which raises for a link that leads to itself.
+                directories = merged(directories, anchors(Path(os.path.realpath(path))))
             content = self._reader.read(path)
             if content is not None:
-                contents[name] = content
-        self._reader.forget_all_but({self._directory / name for name in contents})
+                contents[os.fsencode(name).decode(errors="replace")] = content
+        self._reader.forget_all_but({self._directory / name for name in names})
         return contents, directories, ""

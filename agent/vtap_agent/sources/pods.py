@@ -162,7 +162,7 @@ class PodsFile(_PodSource):
         # The directory whole: its names are made before and removed after the namespaces themselves.
         directories = merged(
             anchors(self._file),
-            anchors(self._file.resolve()),
+            anchors(Path(os.path.realpath(self._file))),
             *(anchors(Path(path)) for path in paths if not path.startswith("/proc/")),
         )
         found = pods_of(declared, self._ids.uids(paths), str(self._file))

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from inotify_simple import INotify, flags
 
+from vtap_agent.errors import TellUser
+
 log = logging.getLogger(__name__)
 
 _MASK = (
@@ -19,6 +21,7 @@ _MASK = (
     *(flags.DELETE_SELF, flags.MOVE_SELF, flags.ONLYDIR),
 )
 _FIRST_RECHECK, _LAST_RECHECK = 0.001, 0.25
+_UNWATCHED_RECHECK = 1.0
 _MOUNT_TABLE = "/proc/self/mountinfo"
 
 Names = frozenset[str] | None
@@ -59,21 +62,30 @@ def merged(*several: Mapping[Path, Names]) -> dict[Path, Names]:
     return union
 
 
+def _inotify() -> INotify:
+    try:
+        return INotify(nonblocking=True)
+    except OSError as error:
+        why = os.strerror(error.errno or 0)
+        raise TellUser(f"files can't be watched ({why}); raise the sysctl fs.inotify.max_user_instances") from error
+
+
 class Watch:
     """Calls `look` in `start`, and afterwards on a thread of its own whenever something in the watched directories changes.
 
     With `mounts` it also looks when a file system is mounted or unmounted in this mount namespace: `ip netns add` makes a file
     and then mounts the namespace over it, which inotify doesn't tell. `changed` is called after each look that found a change,
-    except the first.
+    except the first. Raises TellUser where the system has no more inotify instances to give.
     """
 
     def __init__(self, name: str, look: Callable[[], Looked], changed: Callable[[], None], *, mounts: bool = False) -> None:
         self._look = look
         self._changed = changed
-        self._inotify = INotify(nonblocking=True)
+        self._inotify = _inotify()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._mounts = os.open(_MOUNT_TABLE, os.O_RDONLY | os.O_CLOEXEC) if mounts else None
         self._watches: dict[int, Names] = {}
+        self._unwatchable: frozenset[Path] = frozenset()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._recheck: float | None = None
 
@@ -127,23 +139,28 @@ class Watch:
             # The kernel tells of the close before it forgets the writer; and a writer may never be told of at all.
             self._recheck = min(_LAST_RECHECK, 2 * self._recheck) if self._recheck else _FIRST_RECHECK
         else:
-            self._recheck = None
+            self._recheck = _UNWATCHED_RECHECK if self._unwatchable else None
         return changed
 
     def _watch(self, directories: Mapping[Path, Names]) -> bool:
         """Watch these and no others; True where one is new."""
         wanted: dict[int, Names] = {}
+        unwatchable: dict[Path, OSError] = {}
         for directory, names in directories.items():
             try:
                 descriptor = self._inotify.add_watch(directory, sum(_MASK))
             except (FileNotFoundError, NotADirectoryError):
                 continue  # Gone since the look; the directory above tells when it returns.
             except OSError as error:
-                log.warning("%s can't be watched (%s); changes in it are seen late", directory, os.strerror(error.errno or 0))
+                unwatchable[directory] = error
                 continue
             # Two paths may lead to one directory.
             known = wanted.get(descriptor, frozenset[str]())
             wanted[descriptor] = None if names is None or known is None else names | known
+        for directory in unwatchable.keys() - self._unwatchable:
+            why = os.strerror(unwatchable[directory].errno or 0)
+            log.warning("%s can't be watched (%s); it is looked at each second instead", directory, why)
+        self._unwatchable = frozenset(unwatchable)
         new = wanted.keys() - self._watches.keys()
         for descriptor in self._watches.keys() - wanted.keys():
             try:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vtap_agent.sources.desired import DirectoryState, advance
@@ -29,11 +30,14 @@ spec: {gre: {address: 198.51.100.7}}
 """
 
 
+load = cache(load_documents)
+
+
 def after(*steps: Mapping[str, str | Content]) -> DirectoryState:
     state = DirectoryState()
     for files in steps:
         contents = {name: Content(text) if isinstance(text, str) else text for name, text in files.items()}
-        state = advance(state, contents, load_documents)
+        state = advance(state, contents, load)
     return state
 
 
@@ -122,6 +126,15 @@ def test_a_bad_file_keeps_its_names() -> None:
     assert [problem.split(":")[0] for problem in state.snapshot.problems] == ["a.yaml", "b.yaml"]
 
 
+def test_a_file_counts_again_when_its_rival_is_refused() -> None:
+    state = after({"c.yaml": tap("one")}, {"a.yaml": f"{tap('one', 'a')}---\n{tap('two', 'a')}", "c.yaml": tap("two", "c")})
+    assert in_force(state) == {"two": "c"}
+    assert (
+        state.snapshot.problems[0].startswith("a.yaml: VirtualTap shop/one is already in c.yaml")
+        and len(state.snapshot.problems) == 1
+    )
+
+
 def test_two_files_may_swap_their_taps() -> None:
     state = after({"a.yaml": tap("one"), "b.yaml": tap("two")}, {"a.yaml": tap("two"), "b.yaml": tap("one")})
     assert in_force(state) == {"one": "web", "two": "web"} and state.snapshot.problems == ()
@@ -134,7 +147,12 @@ def test_a_renamed_file_changes_nothing_that_is_desired() -> None:
 
 def test_the_generation_counts_changes_of_the_object_alone() -> None:
     commented = f"# why\n{tap('one')}"
-    state = after({"a.yaml": tap("one")}, {"a.yaml": commented}, {"a.yaml": tap("one", "db")}, {"a.yaml": tap("one", "db"), "b.yaml": tap("x")})
+    state = after(
+        {"a.yaml": tap("one")},
+        {"a.yaml": commented},
+        {"a.yaml": tap("one", "db")},
+        {"a.yaml": tap("one", "db"), "b.yaml": tap("x")},
+    )
     assert state.snapshot.generations == {"VirtualTap/shop/one": 2, "VirtualTap/shop/x": 1}
 
 
@@ -157,6 +175,7 @@ FILES = st.dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(FILES, min_size=1, max_size=5))
 def test_no_name_is_ever_in_force_twice_and_good_files_without_rivals_always_are(steps: list[dict[str, str | Content]]) -> None:
     state = after(*steps)
@@ -164,9 +183,7 @@ def test_no_name_is_ever_in_force_twice_and_good_files_without_rivals_always_are
     assert len(names) == len(set(names))
     for name, content in steps[-1].items():
         wanted = set[str]() if isinstance(content, Content) or content == "[" else {n for n in NAMES if f"name: {n}," in content}
-        others = {
-            document.metadata.name for other, file in state.files.items() if other != name for document in file.in_force
-        }
+        others = {document.metadata.name for other, file in state.files.items() if other != name for document in file.in_force}
         if wanted and not wanted & others:
             assert wanted <= set(names), state.snapshot.problems
     assert len(state.snapshot.problems) >= sum(content == "[" for content in steps[-1].values())

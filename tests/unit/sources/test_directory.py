@@ -216,6 +216,15 @@ def test_directories_and_pipes_with_wanted_names_are_passed_over(taps: Path, fol
     assert followed.snapshot.problems == ()
 
 
+def test_a_link_that_leads_to_itself_and_a_name_that_is_no_text(taps: Path, followed: Followed) -> None:
+    (taps / "loop.yaml").symlink_to("loop.yaml")
+    Path(os.fsdecode(os.fsencode(taps) + b"/\xff.yaml")).write_text("[")
+    (taps / "a.yaml").write_text(tap())
+    followed.becomes({"one": "web"})
+    assert [problem.encode() for problem in followed.snapshot.problems], "every sentence can be printed"
+    assert any("loop.yaml" in problem for problem in followed.snapshot.problems)
+
+
 def test_hundreds_of_writes_at_once_end_in_the_last(taps: Path, followed: Followed) -> None:
     for number in range(200):
         (taps / f"{number % 10}.yaml").write_text(tap(f"tap-{number % 10}", f"app-{number}"))

@@ -1,0 +1,61 @@
+"""Which device on the node is a pod's, told from both ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from vtap_agent.inventory.attachment import NamespaceView, pod_interfaces, ports_by_name
+from vtap_agent.inventory.rtnetlink import Link
+from vtap_agent.plan.inventory_model import Bridge, BridgePort, PodInterface, PodRef, Switch
+
+NODE, POD, OTHER = 0, 5, 6
+REF = PodRef("shop", "web", "u")
+
+
+def link(index: int, name: str, peer: int = 0, peer_nsid: int | None = None, *, ethernet: bool = True) -> Link:
+    return Link(index, name, bytes([2, 0, 0, 0, 0, index]), 1500, peer, peer_nsid, ethernet, name == "lo")
+
+
+def view(nsid: int, *links: Link, addresses: Mapping[int, tuple[bytes, ...]] | None = None) -> NamespaceView:
+    return NamespaceView(nsid, {item.index: item for item in links}, addresses or {})
+
+
+def attached(pod: NamespaceView, node: NamespaceView, *ports: str) -> dict[str, PodInterface]:
+    known = {name: BridgePort("br0", name, f"uuid-{name}") for name in ports}
+    return {item.name: item for item in pod_interfaces(REF, pod, node, known)}
+
+
+def test_a_veth_pair_that_names_each_other() -> None:
+    node = view(NODE, link(9, "veth1", 2, POD))
+    found = attached(view(POD, link(2, "eth0", 9, NODE), addresses={2: (bytes([10, 0, 0, 1]),)}), node, "veth1")["eth0"]
+    assert found == PodInterface(
+        REF, "eth0", "02:00:00:00:00:02", ("10.0.0.1",), 1500, "veth1", 9, BridgePort("br0", "veth1", "uuid-veth1")
+    )
+
+
+def test_a_peer_on_no_bridge() -> None:
+    found = attached(view(POD, link(2, "eth0", 9, NODE)), view(NODE, link(9, "veth1", 2, POD)))["eth0"]
+    assert (found.host_name, found.port) == ("veth1", None)
+
+
+def test_the_right_number_in_another_namespace_is_no_peer() -> None:
+    node = view(NODE, link(9, "veth1", 2, POD))
+    assert attached(view(POD, link(2, "eth0", 9, OTHER)), node, "veth1")["eth0"].port is None
+    assert attached(view(POD, link(2, "eth0", 9, None)), node, "veth1")["eth0"].host_ifindex == 0
+
+
+def test_a_device_that_does_not_point_back_is_no_peer() -> None:
+    pod = view(POD, link(3, "macvlan0", 9, NODE))
+    for back in (link(9, "uplink"), link(9, "veth1", 2, POD), link(9, "veth1", 3, OTHER)):
+        assert attached(pod, view(NODE, back), back.name)["macvlan0"].host_name == ""
+
+
+def test_loopback_and_layer_3_tunnels_are_left_out() -> None:
+    pod = view(POD, link(1, "lo", ethernet=False), link(4, "tunl0", ethernet=False), link(3, "net1"), link(2, "eth0"))
+    assert list(attached(pod, view(NODE))) == ["eth0", "net1"]
+
+
+def test_ports_of_all_bridges_by_name() -> None:
+    ports = [BridgePort("br0", "a", "1"), BridgePort("br1", "b", "2")]
+    bridges = tuple(Bridge(port.bridge, port.bridge, "netdev", (), (port,), 0, 0) for port in ports)
+    assert ports_by_name(Switch("3.1.0", bridges, True, 0)) == {"a": ports[0], "b": ports[1]}

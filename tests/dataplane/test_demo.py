@@ -35,7 +35,7 @@ def running(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], registry.
     with output.open("wb") as out:
         process = subprocess.Popen([*COMMAND, f"--captures={tmp_path}"], stdout=out, stderr=out, start_new_session=True)
     try:
-        wait_for(lambda: "stored=" in output.read_text() or process.poll() is not None, 60, "the demo's table is shown")
+        wait_for(lambda: ", stored " in output.read_text() or process.poll() is not None, 60, "the demo's table is shown")
         assert process.poll() is None, output.read_text()
         (record,) = [r for r in registry.records() if r.id not in known and r.owner.pid == process.pid]
         yield process, record

@@ -15,9 +15,10 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from vtap_api import KINDS, Resource, TapDestination
 from vtap_api.base import API_VERSION
+from vtap_api.kinds import KINDS, Resource
 from vtap_api.problems import Path, Problem, dotted, show
+from vtap_api.tapdestination import TapDestination
 from vtap_api.yaml_text import RawDocument, Unreadable, read_documents
 
 MAX_BYTES = 512 * 1024

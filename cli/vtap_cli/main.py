@@ -8,16 +8,15 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic_core import PydanticCustomError
-
-from vtap_api.values import Duration, DurationBetween
-from vtap_cli import files, ledger, packets, status, validate
+from vtap_cli import files, ledger, packets, status
 from vtap_cli.errors import CliError
 
+if TYPE_CHECKING:
+    from vtap_api.values import Duration
+
 RUN_DIR = Path("/run/vtap")
-EVERY = DurationBetween(Duration("1ms"), Duration("24h"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -102,9 +101,16 @@ def _add_packets(command: Command) -> None:
     made.add_argument("-w", "--write", type=Path, metavar="FILE", help="write pcapng; '-w -' feeds `wireshark -k -i -`")
 
 
+# The models take longest to load; only what needs them waits for them.
+
+
 def _duration(text: str) -> Duration:
+    from pydantic_core import PydanticCustomError
+
+    from vtap_api.values import Duration, DurationBetween
+
     try:
-        return EVERY.check(text)
+        return DurationBetween(Duration("1ms"), Duration("24h")).check(text)
     except PydanticCustomError as error:
         raise argparse.ArgumentTypeError(error.message()) from error
 
@@ -120,6 +126,8 @@ def _show(options: argparse.Namespace, data: Any, text: Callable[[], str]) -> No
 
 
 def _validate(options: argparse.Namespace) -> int:
+    from vtap_cli import validate
+
     checked = validate.check(options.paths, standalone=not options.cluster)
     _show(options, [file.as_json() for file in checked], lambda: "\n".join(line for file in checked for line in file.lines()))
     return 0 if all(file.as_meant for file in checked) else 1

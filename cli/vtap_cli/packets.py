@@ -13,12 +13,14 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
-from vtap_api.values import Duration
 from vtap_cli.daemons import collector, get_chunks
 from vtap_cli.errors import CliError
 from vtap_cli.tables import tap_name
+
+if TYPE_CHECKING:
+    from vtap_api.values import Duration
 
 COLUMNS = (
     ("No.", "%m"),

@@ -17,14 +17,16 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
-Answer = Callable[["Reply"], None]
+from vtap_cli.main import main
+
+Answer = Callable[["Reply"], object]
 
 
 class Reply(BaseHTTPRequestHandler):
     """Answers as a daemon does: JSON with a length, packets in chunks."""
 
     protocol_version = "HTTP/1.1"
-    server: UnixServer
+    server: UnixServer  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def do_GET(self) -> None:
         parts = urlsplit(self.path)
@@ -78,6 +80,7 @@ class Run:
     """A run directory with servers on its sockets, and `vtap` run against it."""
 
     directory: Path
+    capture: pytest.CaptureFixture[str]
     servers: list[UnixServer] = field(default_factory=list)
 
     def serve(self, name: str, **answers: Any) -> UnixServer:
@@ -94,8 +97,15 @@ class Run:
         return [sys.executable, "-m", "vtap_cli", *arguments, "--run-dir", str(self.directory)]
 
     def vtap(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = self.command(*arguments)
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=self.environment)
+        """Run it in this process, with what it and its children print caught at the file descriptors."""
+        self.capture.readouterr()
+        arguments = (*arguments, "--run-dir", str(self.directory))
+        try:
+            code = main(arguments)
+        except SystemExit as wrong_command_line:
+            code = int(wrong_command_line.code or 0)
+        out, err = self.capture.readouterr()
+        return subprocess.CompletedProcess(arguments, code, out, err)
 
     def refused(self, *arguments: str) -> str:
         """The one sentence on standard error of a run that fails as a user should see it."""
@@ -112,10 +122,10 @@ class Run:
 
 
 @pytest.fixture
-def run() -> Iterator[Run]:
+def run(capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
     # Not tmp_path: a Unix socket's path has at most 107 bytes.
     with tempfile.TemporaryDirectory(prefix="vtap-cli-") as directory:
-        made = Run(Path(directory))
+        made = Run(Path(directory), capfd)
         yield made
         for server in made.servers:
             server.shutdown()

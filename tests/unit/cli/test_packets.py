@@ -7,6 +7,7 @@ import signal
 import struct
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -163,8 +164,6 @@ def test_interrupting_a_live_capture_leaves_a_good_file(run, live, tmp_path):
 
 
 def wait_until(condition, timeout: float = WAIT) -> None:
-    import time
-
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline

@@ -306,7 +306,28 @@ def test_a_tap_port_leaves_the_bridges_mtu_alone(network: OvsNetwork, mtu: int) 
 
 
 def bridge_mtu(network: OvsNetwork) -> int:
-    return json.loads(network.lab.run(network.lab.node, "ip", "-json", "link", "show", BRIDGE))[0]["mtu"]
+    return device_mtu(network, BRIDGE)
+
+
+def device_mtu(network: OvsNetwork, name: str) -> int:
+    return json.loads(network.lab.run(network.lab.node, "ip", "-json", "link", "show", name))[0]["mtu"]
+
+
+def test_copies_resume_when_the_tap_ports_device_was_deleted_and_made_again(network: OvsNetwork, pair: tuple[str, str]) -> None:
+    a, b = pair
+    tap(network, egress=["a"])
+    network.delete_tap_device(EGRESS_TAP)
+    packet = frame(b, a)
+    assert network.exchange("a", packet, 1) == {"b": [packet]}, "originals need no tap port"
+    network.make_tap_device(EGRESS_TAP, mtu=9000)
+
+    def copied() -> bool:
+        return EGRESS_TAP in network.exchange("a", frame(b, a), 1)
+
+    wait_for(copied, "vswitchd takes the new device")
+    wait_for(lambda: device_mtu(network, EGRESS_TAP) == 1500, "and gives it the MTU that was asked for")
+    packet = frame(b, a)
+    assert network.exchange("a", packet, 2) == {"b": [packet], EGRESS_TAP: [packet]}
 
 
 def test_a_mirror_that_open_vswitch_does_not_hold_is_unhealthy(network: OvsNetwork, pair: tuple[str, str]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vtap_lab.errors import LabError, wait_for
+from vtap_lab.errors import LabError, comes_true
 from vtap_lab.registry import NETNS
 
 STOP_TIMEOUT = 10.0
@@ -78,7 +78,8 @@ class LabProcess:
                 raise LabError(f"{self.name}: ended with status {self.process.returncode}: {self.last_lines()}")
             return bool(ready())
 
-        wait_for(ready_or_dead, timeout, f"{self.name} {what}")
+        if not comes_true(ready_or_dead, timeout):
+            raise LabError(f"{self.name} {what}: not within {timeout:g} s: {self.last_lines()}")
 
     def last_lines(self, count: int = 8) -> str:
         return "\n".join(self.output().splitlines()[-count:])

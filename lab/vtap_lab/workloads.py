@@ -12,7 +12,7 @@ import socketserver
 import sys
 import time
 from collections.abc import Callable, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import dns.flags
 import dns.message
@@ -43,10 +43,21 @@ class _Page(BaseHTTPRequestHandler):
         """Nothing: thousands of lines that nobody reads."""
 
 
+class _PageServer(socketserver.ThreadingTCPServer):
+    """Not http.server's: that asks the name service for the host's name, which a pod of a lab may not have."""
+
+    allow_reuse_address = True
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, port: int, page: bytes) -> None:
+        self.page = page
+        super().__init__(("", port), _Page)
+
+
 def http_server(port: int, size: int) -> None:
     """Serve pages of `size` bytes."""
-    with ThreadingHTTPServer(("", port), _Page) as server:
-        server.page = b"x" * size  # pyright: ignore[reportAttributeAccessIssue]
+    with _PageServer(port, b"x" * size) as server:
         print(READY, flush=True)
         server.serve_forever()
 

@@ -61,8 +61,11 @@ class Daemon:
         return True
 
     def get(self, path: str) -> Any:
-        """What it answers to GET, decoded from JSON."""
-        return json.loads(read(self.socket, path))
+        """What it answers to GET, decoded from JSON; LabError with its last lines when it doesn't."""
+        try:
+            return json.loads(read(self.socket, path))
+        except LabError as problem:
+            raise LabError(f"{problem}\n{self.process.last_lines()}") from problem
 
     def metrics(self) -> str:
         """Its metrics in Prometheus' text format."""

@@ -32,6 +32,24 @@ struct source {
 	__u32 entries[MAX_POINTS];
 };
 
+/* The quick way to a source that one tap wants: a table of two-entry buckets, swapped whole. What finds no room in its bucket, and
+ * what several taps want, is in the hash map only. `place` is 0 in an empty entry, else QUICK_USED, the flags and the entry. */
+#define QUICK_BUCKETS 8192
+#define QUICK_USED (1u << 31)
+#define QUICK_STRIP (1u << 30)
+#define QUICK_PROGRAM_SHIFT 12
+#define QUICK_MULTIPLIER 0x9e3779b97f4a7c15ULL
+
+struct quick {
+	__u64 mac_vlan; /* the MAC address as on the wire in the low 48 bits of a little-endian word, the VLAN above */
+	__u32 ifindex;
+	__u32 place;
+};
+
+struct quick_bucket {
+	struct quick entries[2];
+};
+
 struct flood_key {
 	__u32 ifindex;
 	__u16 vlan;
@@ -141,7 +159,7 @@ struct destination {
 	__u16 ip_length;
 	__u32 checksum; /* of the IPv4 header with length, id and fragment fields zero: not folded, not complemented */
 	__u32 zero;
-	__u8 header[MAX_HEADER];
+	__u64 header[MAX_HEADER / 8]; /* words, so that copying takes words */
 };
 
 /* Written by `pick` on its CPU, all in wire packets but the bytes. */
@@ -157,7 +175,7 @@ struct pick_counters {
 	__u64 dropped_not_ready;
 	__u64 dropped_malformed;
 	__u32 skip; /* ONE_IN: wire packets still to pass over on this CPU */
-	__u32 skip_program; /* whose draw it is: a changed program draws anew */
+	__u32 skip_drawn; /* by which chance it was drawn: a changed program draws anew */
 	__u64 zero[5];
 };
 
@@ -195,7 +213,8 @@ struct node_counters {
 };
 
 struct control {
-	__u64 lease_until; /* CLOCK_MONOTONIC as bpf_ktime_get_coarse_ns sees it */
+	__u64 lease_until; /* CLOCK_MONOTONIC, ns */
+	__u64 tai_offset; /* CLOCK_TAI - CLOCK_MONOTONIC: moves only when the clock is set */
 	__u32 near_ifindex;
 	__u32 queues; /* of the pair, for each CPU */
 	__u32 tickets; /* for each CPU, a power of two */

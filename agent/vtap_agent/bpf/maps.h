@@ -12,7 +12,7 @@
 
 
 struct scratch {
-	__u8 header[MAX_HEADER * 2];
+	__u64 header[MAX_HEADER * 2 / 8];
 	__u8 tail[FRAGMENT_BYTES * 2]; /* twice: the verifier adds up the largest offset and the largest size */
 };
 
@@ -49,6 +49,13 @@ struct inner_sources {
 	__uint(value_size, sizeof(struct source));
 };
 
+struct inner_quick {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, QUICK_BUCKETS);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(struct quick_bucket));
+};
+
 struct inner_floods {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, MAX_SLOTS);
@@ -72,6 +79,7 @@ struct inner_destination {
 };
 
 SWAPPED(sources, 1, struct inner_sources);
+SWAPPED(quicks, 1, struct inner_quick);
 SWAPPED(floods, 1, struct inner_floods);
 SWAPPED(programs, MAX_SLOTS, struct inner_program);
 SWAPPED(destinations, MAX_SLOTS, struct inner_destination);

@@ -18,7 +18,7 @@ struct pick {
 	__u32 pending; /* mark of the selected tap point that is still to be handed over; 0 = none */
 	__u32 hash;
 	__u32 near_ifindex;
-	__u64 time;
+	__u64 clock; /* CLOCK_MONOTONIC, 0 until it is needed */
 	__u8 parsed;
 	__u8 hashed;
 	__u8 prepared;
@@ -65,7 +65,8 @@ static __always_inline void parse_once(struct __sk_buff *skb, struct pick *c)
 		return;
 	c->parsed = 1;
 	c->broken = parse_packet(skb, &c->packet, c->ingress) != 0;
-	show_vlan(c);
+	if (c->packet.tag_count)
+		show_vlan(c);
 }
 
 /* Wire packets in what the kernel handed over, and the bytes they have on the pod's wire. */
@@ -91,7 +92,7 @@ __noinline int measure(struct __sk_buff *skb, struct pick *c)
  * handling, and a super-packet gets room for the outer headers that all its segments inherit. */
 static __noinline int prepare(struct __sk_buff *skb, struct pick *c)
 {
-	__be16 masked = bpf_htons(MASKED_ETHERTYPE);
+	void *data;
 	__u32 i;
 
 	if (c->prepared)
@@ -105,8 +106,9 @@ static __noinline int prepare(struct __sk_buff *skb, struct pick *c)
 	if (skb->gso_size && c->packet.meta & META_IS_IP &&
 	    !bpf_skb_adjust_room(skb, HEADROOM, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO))
 		bpf_skb_adjust_room(skb, -HEADROOM, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO);
-	bpf_skb_store_bytes(skb, 12, &masked, 2, 0);
-	c->time = bpf_ktime_get_tai_ns();
+	data = (void *)(long)skb->data;
+	if (data + 14 <= (void *)(long)skb->data_end)
+		*(__be16 *)(data + 12) = bpf_htons(MASKED_ETHERTYPE);
 	return 0;
 }
 
@@ -166,6 +168,13 @@ static __always_inline __u32 kept_bytes(const struct program *program, const str
 	return cut;
 }
 
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct pick);
+} picks SEC(".maps");
+
 struct selection {
 	__u32 entry;
 	__u32 chosen;
@@ -189,7 +198,9 @@ static __noinline int hand_over(struct __sk_buff *skb, struct pick *c, struct pi
 	point = bpf_map_lookup_elem(&points, &slot);
 	if (!control || !cursor || !point)
 		return 0;
-	if (bpf_ktime_get_coarse_ns() > control->lease_until) {
+	if (!c->clock)
+		c->clock = bpf_ktime_get_ns();
+	if (c->clock > control->lease_until) {
 		counters->dropped_lease += c->segments;
 		return 0;
 	}
@@ -212,7 +223,7 @@ static __noinline int hand_over(struct __sk_buff *skb, struct pick *c, struct pi
 		return 0;
 	}
 	ticket->incarnation = point->incarnation;
-	ticket->time = c->time;
+	ticket->time = c->clock + control->tai_offset;
 	ticket->flow_hash = hash_of(c);
 	ticket->chosen = selection->chosen;
 	ticket->segment = 0;
@@ -243,8 +254,8 @@ static __always_inline int sampled(const struct program *program, struct pick *c
 	selection->chosen = 0;
 	selection->mode = TICKET_WHOLE;
 	if (program->sampling == SAMPLE_ONE_IN) {
-		if (counters->skip_program != entry >> 16) {
-			counters->skip_program = entry >> 16;
+		if (counters->skip_drawn != drawn_by(program)) {
+			counters->skip_drawn = drawn_by(program);
 			counters->skip = draw_skip(program);
 		}
 		if (counters->skip >= n) {
@@ -291,35 +302,23 @@ static __always_inline int over_rate(const struct program *program, struct pick_
 	return 1;
 }
 
-__noinline int visit(struct __sk_buff *skb, struct pick *c, __u32 entry)
+/* One tap point's whole way through filter and sampler. */
+__noinline int judge(struct __sk_buff *skb, struct pick *c, struct pick_counters *counters, struct program *program, __u32 entry)
 {
-	__u32 slot = entry & 0xffff, index = entry >> 16;
 	struct selection selection;
-	struct pick_counters *counters;
-	struct program *program;
 	int include;
 
-	if (!c)
-		return 0;
-	counters = bpf_map_lookup_elem(&picked, &slot);
-	if (!counters)
+	if (!c || !counters || !program)
 		return 0;
 	counters->seen += c->segments;
 	counters->seen_bytes += c->strip & c->tagged ? c->bytes - 4 * c->segments : c->bytes;
-	program = whole(&programs, index);
-	if (!program) {
-		counters->dropped_not_ready += c->segments;
-		return 0;
-	}
 	if (program->rule_count || program->sampling == SAMPLE_FLOWS)
 		parse_once(skb, c);
-	include = program->flags & PROGRAM_INCLUDE;
-	if (program->rule_count)
-		include = decide(program, &c->packet);
 	if (c->broken) {
 		counters->dropped_malformed += c->segments;
 		return 0;
 	}
+	include = program->rule_count ? decide(program, &c->packet) : program->flags & PROGRAM_INCLUDE;
 	if (!include) {
 		counters->excluded += c->segments;
 		return 0;
@@ -327,6 +326,22 @@ __noinline int visit(struct __sk_buff *skb, struct pick *c, __u32 entry)
 	if (!sampled(program, c, counters, entry, &selection) || over_rate(program, counters, c, &selection))
 		return 0;
 	return hand_over(skb, c, counters, program, &selection);
+}
+
+static __noinline int visit(struct __sk_buff *skb, struct pick *c, __u32 entry)
+{
+	__u32 slot = entry & 0xffff;
+	struct pick_counters *counters = bpf_map_lookup_elem(&picked, &slot);
+	struct program *program = whole(&programs, entry >> 16);
+
+	if (!counters)
+		return 0;
+	if (program)
+		return judge(skb, c, counters, program, entry);
+	counters->seen += c->segments;
+	counters->seen_bytes += c->bytes;
+	counters->dropped_not_ready += c->segments;
+	return 0;
 }
 
 struct walk {
@@ -380,9 +395,20 @@ static __always_inline int finish(struct __sk_buff *skb, struct pick *c)
 	return bpf_redirect(c->near_ifindex, 0);
 }
 
-static __always_inline void begin(struct __sk_buff *skb, struct pick *c, int ingress, int tagged, int strip)
+/* Work memory of this CPU: nothing to clear, and the verifier knows nothing of its content, which keeps it quick. */
+static __always_inline struct pick *begin(struct __sk_buff *skb, int ingress, int tagged, int strip)
 {
-	__builtin_memset(c, 0, sizeof(*c));
+	__u32 zero = 0;
+	struct pick *c = bpf_map_lookup_elem(&picks, &zero);
+
+	if (!c)
+		return 0;
+	c->pending = 0;
+	c->clock = 0;
+	c->parsed = 0;
+	c->hashed = 0;
+	c->prepared = 0;
+	c->broken = 0;
 	c->ingress = ingress;
 	c->strip = strip;
 	c->segments = 1;
@@ -390,6 +416,7 @@ static __always_inline void begin(struct __sk_buff *skb, struct pick *c, int ing
 	c->bytes = skb->len + (skb->vlan_present ? 4 : 0);
 	if (skb->gso_size)
 		measure(skb, c);
+	return c;
 }
 
 #endif

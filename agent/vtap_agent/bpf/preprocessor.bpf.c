@@ -40,52 +40,122 @@ static __noinline int flood_list(struct __sk_buff *skb, struct pick *c, __u32 vl
 
 static __always_inline int pick_flooded(struct __sk_buff *skb, __u32 vlan, int tagged)
 {
-	struct pick c;
+	struct pick *c = begin(skb, 1, tagged, 0);
 	int receivers;
 
-	begin(skb, &c, 1, tagged, 0);
-	receivers = flood_list(skb, &c, vlan);
-	receivers += flood_list(skb, &c, ANY_VLAN);
-	return receivers ? finish(skb, &c) : unattributed(skb, c.segments);
+	if (!c)
+		return TC_ACT_SHOT;
+	receivers = flood_list(skb, c, vlan);
+	receivers += flood_list(skb, c, ANY_VLAN);
+	return receivers ? finish(skb, c) : unattributed(skb, c->segments);
+}
+
+static __always_inline __u32 find_quick(__u64 mac_vlan, __u32 ifindex)
+{
+	__u32 zero = 0, index = (mac_vlan * QUICK_MULTIPLIER ^ ifindex) * QUICK_MULTIPLIER >> 51;
+	void *inner = bpf_map_lookup_elem(&quicks, &zero);
+	struct quick_bucket *bucket;
+
+	if (!inner)
+		return 0;
+	bucket = bpf_map_lookup_elem(inner, &index);
+	if (!bucket)
+		return 0;
+	if (bucket->entries[0].mac_vlan == mac_vlan && bucket->entries[0].ifindex == ifindex)
+		return bucket->entries[0].place;
+	if (bucket->entries[1].mac_vlan == mac_vlan && bucket->entries[1].ifindex == ifindex)
+		return bucket->entries[1].place;
+	return 0;
+}
+
+/* The verdict where it takes neither parsing nor a draw, else -1. */
+static __always_inline int decided_early(struct pick_counters *counters, const struct program *program, __u32 bytes)
+{
+	if (program->rule_count)
+		return -1;
+	if (!(program->flags & PROGRAM_INCLUDE)) {
+		counters->excluded++;
+	} else if (program->sampling == SAMPLE_ONE_IN && counters->skip_drawn == drawn_by(program) && counters->skip) {
+		counters->skip--;
+		counters->unsampled++;
+	} else {
+		return -1;
+	}
+	counters->seen++;
+	counters->seen_bytes += bytes;
+	return TC_ACT_SHOT;
+}
+
+static __always_inline int pick_single(struct __sk_buff *skb, int ingress, int tagged, __u32 place)
+{
+	__u32 slot = place & (MAX_SLOTS - 1), index = place >> QUICK_PROGRAM_SHIFT & (MAX_SLOTS - 1);
+	struct pick_counters *counters = bpf_map_lookup_elem(&picked, &slot);
+	struct program *program = whole(&programs, index);
+	int strip = (place & QUICK_STRIP) != 0, verdict;
+	struct pick *c;
+
+	if (!counters)
+		return TC_ACT_SHOT;
+	if (program && !skb->gso_size) {
+		verdict = decided_early(counters, program, skb->len + (skb->vlan_present ? 4 : 0) - (strip && tagged ? 4 : 0));
+		if (verdict >= 0)
+			return verdict;
+	}
+	c = begin(skb, ingress, tagged, strip);
+	if (!c)
+		return TC_ACT_SHOT;
+	if (program)
+		judge(skb, c, counters, program, slot | index << 16);
+	else
+		visit(skb, c, slot | index << 16);
+	return finish(skb, c);
+}
+
+static __always_inline int pick_listed(struct __sk_buff *skb, int ingress, int tagged, struct source_key *key)
+{
+	struct source *source = find_source(key);
+	struct walk walk = {.skb = skb, .list = source};
+
+	if (!source)
+		return unattributed(skb, skb->gso_segs ? skb->gso_segs : 1);
+	walk.c = begin(skb, ingress, tagged, source->flags & SOURCE_STRIP);
+	if (!walk.c)
+		return TC_ACT_SHOT;
+	bpf_loop(source->count, visit_listed, &walk, 0);
+	return finish(skb, walk.c);
 }
 
 static __always_inline int pick(struct __sk_buff *skb, int ingress)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	__u32 vlan = 0, ifindex = skb->ifindex, place;
 	struct ethernet *eth = data;
 	struct source_key key;
-	struct source *source;
-	struct pick c;
+	__u64 mac_vlan = 0;
 	int tagged = 0;
 
 	if (data + sizeof(*eth) > end)
 		return unattributed(skb, 1);
-	key.ifindex = skb->ifindex;
-	key.vlan = 0;
-	__builtin_memcpy(key.mac, ingress ? eth->destination : eth->source, 6);
 	if (skb->vlan_present) {
-		key.vlan = skb->vlan_tci & 0xfff;
+		vlan = skb->vlan_tci & 0xfff;
 		tagged = 1;
 	} else if (is_tag(eth->type)) {
 		if (data + sizeof(*eth) + 4 > end)
 			return unattributed(skb, 1);
-		key.vlan = bpf_ntohs(*(__be16 *)(data + sizeof(*eth))) & 0xfff;
+		vlan = bpf_ntohs(*(__be16 *)(data + sizeof(*eth))) & 0xfff;
 		tagged = 1;
 	}
-	if (ingress && key.mac[0] & 1)
-		return pick_flooded(skb, key.vlan, tagged);
-	source = find_source(&key);
-	if (!source)
-		return unattributed(skb, skb->gso_segs ? skb->gso_segs : 1);
-	begin(skb, &c, ingress, tagged, source->flags & SOURCE_STRIP);
-	if (source->count == 1) {
-		visit(skb, &c, source->entries[0]);
-	} else {
-		struct walk walk = {.skb = skb, .c = &c, .list = source};
-
-		bpf_loop(source->count, visit_listed, &walk, 0);
-	}
-	return finish(skb, &c);
+	/* Eight bytes from the address on are all within the Ethernet header. */
+	mac_vlan = (ingress ? *(__u64 *)eth->destination : *(__u64 *)eth->source) & 0xffffffffffffULL;
+	if (ingress && mac_vlan & 1)
+		return pick_flooded(skb, vlan, tagged);
+	place = find_quick(mac_vlan | (__u64)vlan << 48, ifindex);
+	if (place)
+		return pick_single(skb, ingress, tagged, place);
+	key.ifindex = ifindex;
+	key.vlan = vlan;
+	__builtin_memcpy(key.mac, &mac_vlan, 6);
+	return pick_listed(skb, ingress, tagged, &key);
 }
 
 SEC("tc")
@@ -163,7 +233,7 @@ int send(struct __sk_buff *skb)
 		return TC_ACT_SHOT;
 	}
 	j.sequence = __sync_fetch_and_add(&shared->sequence, 1);
-	verdict = wrap(skb, &j) ? TC_ACT_SHOT : TC_ACT_OK;
+	verdict = wrap_up(skb, &j) ? TC_ACT_SHOT : TC_ACT_OK;
 	/* volatile: else clang merges the two into a write that the verifier refuses. */
 	*(volatile __u32 *)&skb->mark = 0;
 	*(volatile __u32 *)&skb->queue_mapping = 0;

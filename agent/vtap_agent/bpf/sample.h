@@ -38,6 +38,11 @@ static __always_inline __u32 draw_skip(const struct program *program)
 	return skip > 0xffffffffULL ? 0xffffffff : skip;
 }
 
+static __always_inline __u32 drawn_by(const struct program *program)
+{
+	return program->skip_scale ^ program->skip_shift << 26;
+}
+
 /* How many of `count` packets the window still has room for; takes them. */
 static __always_inline __u32 take_from_window(struct shared *shared, const struct program *program, __u32 count)
 {

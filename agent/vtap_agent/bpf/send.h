@@ -12,7 +12,10 @@
 #define MAX_FRAGMENTS 8
 #define LAST_FRAGMENT 320
 #define MINIMAL_MTU 256
+#define MAX_FRAME 65000
 
+/* Packed to four bytes: without alignment clang writes byte by byte. */
+#pragma pack(push, 4)
 struct trailer {
 	__be64 time;
 	__be32 length;
@@ -20,7 +23,8 @@ struct trailer {
 	__u8 version;
 	__u8 zero;
 	__be32 magic;
-} __attribute__((packed));
+};
+#pragma pack(pop)
 
 struct job {
 	struct ticket *ticket;
@@ -135,20 +139,30 @@ static __always_inline int size_up(struct job *j, __u32 length)
 	return 0;
 }
 
+static __always_inline int write_trailer(struct __sk_buff *skb, const struct job *j, __u32 offset)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct trailer *trailer;
+
+	if (offset > MAX_FRAME)
+		return -1;
+	trailer = data + offset;
+	if ((void *)(trailer + 1) > end)
+		return -1;
+	trailer->time = bpf_cpu_to_be64(j->ticket->time);
+	trailer->length = bpf_htonl(j->frame);
+	trailer->flags = bpf_htons(j->flags);
+	trailer->version = TRAILER_VERSION;
+	trailer->zero = 0;
+	trailer->magic = bpf_htonl(TRAILER_MAGIC);
+	return 0;
+}
+
 /* The frame without tags gets its kept length and the trailer. */
 static __always_inline int shape(struct __sk_buff *skb, struct job *j)
 {
 	struct ticket *t = j->ticket;
 	__u32 bare = j->kept - t->tag_count * 4;
-	int trailer = j->destination->flags & DESTINATION_TRAILER;
-	struct trailer tail = {
-		.time = bpf_cpu_to_be64(t->time),
-		.length = bpf_htonl(j->frame),
-		.flags = bpf_htons(j->flags),
-		.version = TRAILER_VERSION,
-		.magic = bpf_htonl(TRAILER_MAGIC),
-	};
-
 	if (j->kept < j->frame && bpf_skb_change_tail(skb, bare, 0)) {
 		/* The kernel cuts nothing in front of the transport header. */
 		bare = t->header_length;
@@ -157,9 +171,11 @@ static __always_inline int shape(struct __sk_buff *skb, struct job *j)
 		j->payload += bare + t->tag_count * 4 - j->kept;
 		j->kept = bare + t->tag_count * 4;
 	}
-	if (!trailer)
+	if (!(j->destination->flags & DESTINATION_TRAILER))
 		return 0;
-	return bpf_skb_change_tail(skb, bare + TRAILER_LENGTH, 0) || bpf_skb_store_bytes(skb, bare, &tail, sizeof(tail), 0) ? -1 : 0;
+	if (bpf_skb_change_tail(skb, bare + TRAILER_LENGTH, 0))
+		return -1;
+	return write_trailer(skb, j, bare);
 }
 
 static __always_inline __u16 fold(__u32 sum)
@@ -175,7 +191,7 @@ static __always_inline void finish_ip(const struct destination *d, __u8 *header,
 	if (d->flags & DESTINATION_IPV6) {
 		if (fragmented) {
 			header[ETHERNET + 6] = 44;
-			header[ETHERNET + 40] = d->header[ETHERNET + 6];
+			header[ETHERNET + 40] = ((const __u8 *)d->header)[ETHERNET + 6];
 			header[ETHERNET + 41] = 0;
 			*(__be16 *)(header + ETHERNET + 42) = bpf_htons(fragment);
 			*(__be32 *)(header + ETHERNET + 44) = bpf_htonl(id);
@@ -232,11 +248,42 @@ static __always_inline void finish_tunnel(__u8 *tunnel, const struct job *j)
 	}
 }
 
+static __always_inline void copy_words(__u64 *to, const __u64 *from, __u32 words)
+{
+	__u32 i;
+
+#pragma clang loop unroll(full)
+	for (i = 0; i < words; i++)
+		to[i] = from[i];
+}
+
+/* The default: GRE-in-UDP in one piece, no tag to put back. Written into the packet, whose MAC addresses are in their place. */
+static __always_inline int wrap_plain(struct __sk_buff *skb, struct job *j, int v6)
+{
+	const struct destination *d = j->destination;
+	const __u32 ip = v6 ? 40 : 20, length = ETHERNET + ip + 20;
+	void *data, *end;
+
+	if (bpf_skb_change_head(skb, length, 0))
+		return -1;
+	data = (void *)(long)skb->data;
+	end = (void *)(long)skb->data_end;
+	if (data + length + ETHERNET > end)
+		return -1;
+	copy_words(data, d->header, length / 8); /* up to the key and the sequence, which are the packet's own */
+	finish_udp(data + ETHERNET + ip, j);
+	*(__be32 *)(data + ETHERNET + ip + 12) = bpf_htonl(stream_id(j));
+	*(__be32 *)(data + ETHERNET + ip + 16) = bpf_htonl(j->sequence);
+	finish_ip(d, data, j->payload, v6 ? 0 : IPV4_DF, 0, 0);
+	*(__u16 *)(data + length + 12) = j->ticket->ethertype;
+	return 0;
+}
+
 /* Puts the outer headers, the copy's MAC addresses, its tags and its EtherType in front. */
 static __always_inline int wrap(struct __sk_buff *skb, struct job *j)
 {
 	const struct destination *d = j->destination;
-	__u8 *header = j->scratch->header;
+	__u8 *header = (__u8 *)j->scratch->header;
 	__u32 tags = j->ticket->tag_count & (MAX_TAGS * 2 - 1), gap, length, at, i;
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	__u8 macs[12];
@@ -251,12 +298,9 @@ static __always_inline int wrap(struct __sk_buff *skb, struct job *j)
 		return -1;
 	if (bpf_skb_change_head(skb, length + tags * 4, 0))
 		return -1;
-	if (gap) {
-		__builtin_memcpy(header, d->header, 54);
-		__builtin_memcpy(header + 62, d->header + 54, 40);
-	} else {
-		__builtin_memcpy(header, d->header, 96);
-	}
+	copy_words(j->scratch->header, d->header, 12);
+	if (gap) /* What is behind the IPv6 header moves by a word. The two bytes too many become the fragment header's. */
+		copy_words(j->scratch->header + 7, d->header + 6, 6);
 	at = v6 ? ETHERNET + 40 + gap : ETHERNET + 20;
 	finish_tunnel(header + at, j);
 	if (j->parts == 1)
@@ -273,6 +317,13 @@ static __always_inline int wrap(struct __sk_buff *skb, struct job *j)
 	*(__u16 *)(header + at) = j->ticket->ethertype;
 	at += 2;
 	return bpf_skb_store_bytes(skb, 0, header, at, 0);
+}
+
+static __always_inline int wrap_up(struct __sk_buff *skb, struct job *j)
+{
+	if (j->destination->encapsulation != ENCAP_GRE_UDP || j->parts > 1 || j->ticket->tag_count)
+		return wrap(skb, j);
+	return j->destination->flags & DESTINATION_IPV6 ? wrap_plain(skb, j, 1) : wrap_plain(skb, j, 0);
 }
 
 /* Emits fragment after fragment: the rest of the packet waits in scratch memory while the front leaves as a clone. */
@@ -293,7 +344,7 @@ static __always_inline int fragment(struct __sk_buff *skb, struct job *j)
 	for (i = 0; i < MAX_FRAGMENTS; i++) {
 		int more = offset + size < j->payload;
 
-		finish_ip(d, j->scratch->header, size, v6 ? offset | more : offset >> 3 | (more ? IPV4_MF : 0), id, 1);
+		finish_ip(d, (__u8 *)j->scratch->header, size, v6 ? offset | more : offset >> 3 | (more ? IPV4_MF : 0), id, 1);
 		if (bpf_skb_store_bytes(skb, 0, j->scratch->header, header, 0))
 			return TC_ACT_SHOT;
 		if (!more)

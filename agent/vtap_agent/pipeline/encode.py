@@ -13,7 +13,9 @@ from typing import TypeVar
 from vtap_agent.errors import TellUser
 from vtap_agent.pipeline import layout
 from vtap_agent.plan.dataplane import (
+    ANY_VLAN,
     MAX_FLOOD_ENTRIES,
+    MAX_SLOTS,
     Action,
     Destination,
     Direction,
@@ -35,6 +37,8 @@ NOWHERE = 0xFFFFFFFF
 """A destination or program index that no map has."""
 BUCKET_UNITS_PER_NS = 64
 MAX_COST_PER_BYTE = 1 << 47
+WORD = (1 << 64) - 1
+QUICK_ENTRIES = 2
 V4_MAPPED = bytes(10) + b"\xff\xff"
 
 
@@ -171,7 +175,7 @@ def destination(value: Destination) -> bytes:
     header = value.gateway_mac + value.source_mac + (b"\x86\xdd" if v6 else b"\x08\x00") + ip + tunnel
     made = layout.DestinationValue()
     _set(made.name, digest(value.name))
-    _set(made.header, header)
+    _set(made.header, struct.unpack(f"={layout.MAX_HEADER // 8}Q", header.ljust(layout.MAX_HEADER, b"\0")))
     made.state, made.ifindex, made.mtu = value.state, value.ifindex, value.mtu
     made.encapsulation = value.encapsulation
     made.header_length, made.ip_length = len(header), len(ip)
@@ -205,6 +209,28 @@ def source(strip: bool, entries: tuple[int, ...]) -> bytes:
     made = layout.Source(count=len(entries), flags=layout.SOURCE_STRIP if strip else 0)
     _set(made.entries, entries)
     return bytes(made)
+
+
+def quick_table(sources: Iterable[tuple[int, int, bytes, bool, tuple[int, ...]]]) -> dict[int, bytes]:
+    """Buckets by index, from (ifindex, VLAN, MAC, strip, entries): sources of one entry, as many as find room."""
+    buckets: dict[int, list[layout.Quick]] = {}
+    for ifindex, vlan, mac, strip, entries in sources:
+        if len(entries) != 1 or vlan == ANY_VLAN:
+            continue
+        slot, program_index = entries[0] & 0xFFFF, entries[0] >> 16
+        if program_index >= MAX_SLOTS:
+            continue
+        place = layout.QUICK_USED | program_index << layout.QUICK_PROGRAM_SHIFT | slot | (layout.QUICK_STRIP if strip else 0)
+        mac_vlan = int.from_bytes(mac, "little") | vlan << 48
+        bucket = buckets.setdefault(_quick_index(mac_vlan, ifindex), [])
+        if len(bucket) < QUICK_ENTRIES:
+            bucket.append(layout.Quick(mac_vlan, ifindex, place))
+    return {index: bytes(layout.QuickBucket((layout.Quick * QUICK_ENTRIES)(*bucket))) for index, bucket in buckets.items()}
+
+
+def _quick_index(mac_vlan: int, ifindex: int) -> int:
+    mixed = (mac_vlan * layout.QUICK_MULTIPLIER & WORD) ^ ifindex
+    return (mixed * layout.QUICK_MULTIPLIER & WORD) * layout.QUICK_BUCKETS >> 64
 
 
 def flood_key(ifindex: int, vlan: int) -> bytes:

@@ -24,9 +24,11 @@ from vtap_agent.pipeline import compiler, encode, layout
 BPFFS_MAGIC = 0xCAFE4A11
 TICKETS_PER_CPU = 16384
 MAX_TICKETS = 1 << 22
+CLOCK_READINGS = 16
 PROGRAMS = ("pick_ingress", "pick_egress", "send")
 MAPS = (
     "sources",
+    "quicks",
     "floods",
     "programs",
     "destinations",
@@ -40,11 +42,13 @@ MAPS = (
     "node",
     "controls",
     "cursors",
+    "picks",
     "scratches",
     "tickets",
 )
 INNER = {
     "sources": (libbpf.BPF_MAP_TYPE_HASH, layout.SourceKey, layout.Source, 8192),
+    "quicks": (libbpf.BPF_MAP_TYPE_ARRAY, ctypes.c_uint32, layout.QuickBucket, layout.QUICK_BUCKETS),
     "floods": (libbpf.BPF_MAP_TYPE_HASH, layout.FloodKey, layout.Flood, 4096),
     "programs": (libbpf.BPF_MAP_TYPE_ARRAY, ctypes.c_uint32, layout.Program, 1),
     "destinations": (libbpf.BPF_MAP_TYPE_ARRAY, ctypes.c_uint32, layout.DestinationValue, 1),
@@ -66,6 +70,17 @@ def tickets_per_cpu() -> int:
     while per_cpu * libbpf.possible_cpus() > MAX_TICKETS:
         per_cpu //= 2
     return per_cpu
+
+
+def tai_offset() -> int:
+    """CLOCK_TAI - CLOCK_MONOTONIC in ns, by the pair of readings that took the least time between them."""
+    readings: list[tuple[int, int]] = []
+    for _ in range(CLOCK_READINGS):
+        before = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        tai = time.clock_gettime_ns(time.CLOCK_TAI)
+        after = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        readings.append((after - before, tai - (before + after) // 2))
+    return min(readings)[1]
 
 
 class _StatFs(ctypes.Structure):
@@ -262,6 +277,7 @@ class Kernel:
     def renew_lease(self, seconds: float) -> None:
         control = self.control()
         control.lease_until = time.clock_gettime_ns(time.CLOCK_MONOTONIC) + round(seconds * 1e9)
+        control.tai_offset = tai_offset()
         self.set_control(control)
 
     def map_bytes(self) -> int:

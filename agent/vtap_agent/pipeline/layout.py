@@ -10,6 +10,11 @@ LAYOUT_VERSION = 1
 MAX_TAGS = 4
 MAX_HEADER = 128
 SOURCE_STRIP = 1
+QUICK_BUCKETS = 8192
+QUICK_USED = 1 << 31
+QUICK_STRIP = 1 << 30
+QUICK_PROGRAM_SHIFT = 12
+QUICK_MULTIPLIER = 0x9E3779B97F4A7C15
 META_PROTOCOL_SHIFT = 8
 META_TCP_FLAGS_SHIFT = 16
 META_VLAN_SHIFT = 32
@@ -31,6 +36,14 @@ class SourceKey(Structure):
 
 class Source(Structure):
     _fields_ = (("count", c_uint16), ("flags", c_uint16), ("entries", c_uint32 * MAX_POINTS_PER_SOURCE))
+
+
+class Quick(Structure):
+    _fields_ = (("mac_vlan", c_uint64), ("ifindex", c_uint32), ("place", c_uint32))
+
+
+class QuickBucket(Structure):
+    _fields_ = (("entries", Quick * 2),)
 
 
 class FloodKey(Structure):
@@ -109,7 +122,7 @@ class DestinationValue(Structure):
         ("ip_length", c_uint16),
         ("checksum", c_uint32),
         ("zero", c_uint32),
-        ("header", c_uint8 * MAX_HEADER),
+        ("header", c_uint64 * (MAX_HEADER // 8)),
     )
 
 
@@ -126,7 +139,7 @@ class PickCounters(Structure):
         ("dropped_not_ready", c_uint64),
         ("dropped_malformed", c_uint64),
         ("skip", c_uint32),
-        ("skip_program", c_uint32),
+        ("skip_drawn", c_uint32),
         ("zero", c_uint64 * 5),
     )
 
@@ -165,6 +178,7 @@ class NodeCountersValue(Structure):
 class Control(Structure):
     _fields_ = (
         ("lease_until", c_uint64),
+        ("tai_offset", c_uint64),
         ("near_ifindex", c_uint32),
         ("queues", c_uint32),
         ("tickets", c_uint32),
@@ -195,6 +209,8 @@ class Ticket(Structure):
 STRUCTURES: dict[str, type[Structure]] = {
     "source_key": SourceKey,
     "source": Source,
+    "quick": Quick,
+    "quick_bucket": QuickBucket,
     "flood_key": FloodKey,
     "flood_entry": FloodEntry,
     "flood": Flood,

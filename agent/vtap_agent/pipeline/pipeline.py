@@ -219,7 +219,9 @@ class Pipeline:
                 listed = receivers.setdefault(encode.flood_key(ifindex, one.vlan), [])
                 listed.extend((one.mac, one.strip, entry) for entry in one.entries)
         self._kernel.swap("floods", 0, {key: encode.flood(listed) for key, listed in receivers.items()})
-        listed_sources = {encode.source_key(i, vlan, mac): encode.source(strip, entries) for i, vlan, mac, strip, entries in sources}
+        listed_sources = {
+            encode.source_key(i, vlan, mac): encode.source(strip, entries) for i, vlan, mac, strip, entries in sources
+        }
         # The table last: it has the first word.
         self._kernel.swap("sources", 0, listed_sources)
         self._kernel.swap("quicks", 0, {word(index): bucket for index, bucket in encode.quick_table(sources).items()})

@@ -33,10 +33,21 @@ class Accounts:
         """The present table; streams on their way out still have their slots."""
         return self._state.slots
 
+    @property
+    def confirmed(self) -> frozenset[StreamId]:
+        """Streams that their collector has acknowledged, be it to an earlier agent: they may be fed at once."""
+        return self._state.confirmed
+
+    def confirm(self, streams: Iterable[StreamId]) -> None:
+        """Remember what collectors have acknowledged."""
+        confirmed = self._state.confirmed.union(streams)
+        if confirmed != self._state.confirmed:
+            self._save(replace(self._state, confirmed=confirmed))
+
     def forget_counters(self) -> None:
         """The kernel's counters are gone (a reboot): every stream starts anew, with a new incarnation."""
         table = self._state.slots
-        self._save(replace(self._state, slots=allocate(table, (), _new_incarnation).table, pair_dropped=0))
+        self._save(replace(self._state, slots=allocate(table, (), _new_incarnation).table, pair_dropped=0, confirmed=frozenset()))
 
     def used_slots(self) -> frozenset[int]:
         """Slots whose counters belong to some stream."""
@@ -63,12 +74,13 @@ class Accounts:
         gone = {name for name, since in self._unwanted_since.items() if at_once or now - since >= SETTLE}
         if not gone:
             return
-        rows = {(row.name, row.destination): row for row in self.live_rows(counters)}
-        closing = [rows[(name.point, name.destination)] for name in sorted(gone)]
+        rows = {row.incarnation: row for row in self.live_rows(counters)}
+        closing = [rows[self._state.slots.assigned[name].incarnation] for name in sorted(gone)]
         explained = sum(row.counters.dropped.get("pair", 0) for row in closing)
         table = allocate(self._state.slots, self._state.slots.assigned.keys() - gone, _new_incarnation).table
         closed = close(self._state.closed, closing)
-        self._save(state.AgentState(table, closed, self._state.pair_dropped + explained))
+        confirmed = self._state.confirmed & {(row.key, row.incarnation) for row in rows.values()}
+        self._save(state.AgentState(table, closed, self._state.pair_dropped + explained, confirmed))
         for name in gone:
             del self._unwanted_since[name]
 
@@ -78,7 +90,7 @@ class Accounts:
         points = {value.slot: counters.points.get(value.slot, PointCounters()) for value in assigned.values()}
         explained = attribute_pair_drops(points, max(0, counters.pair_dropped - self._state.pair_dropped))
         return tuple(
-            Row(self._first_key + value.slot, value.incarnation, name.point, name.destination, explained[value.slot])
+            Row(self._first_key + value.slot, value.incarnation, name.point, name.receiver.split()[0], explained[value.slot])
             for name, value in sorted(assigned.items())
         )
 

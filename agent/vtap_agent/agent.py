@@ -85,7 +85,8 @@ class Agent:
             stack.enter_context(_only_one(settings.run_dir))
             accounts = Accounts(settings.state_dir / STATE_FILE, settings.first_key)
             pipeline = Pipeline.open(settings.run_dir / "bpf", settings.node)
-            stack.callback(pipeline.close)
+            closing = stack.enter_context(ExitStack())
+            closing.callback(pipeline.close)
             if not pipeline.adopted:
                 accounts.forget_counters()
             ovsdb = OvsdbConnection(settings.ovsdb)
@@ -111,6 +112,7 @@ class Agent:
                 log.info("stopping; copies go on until the lease ends")
             else:
                 loop.remove_everything()
+                closing.pop_all()
                 pipeline.destroy()
 
     def cleanup(self) -> None:

@@ -186,8 +186,12 @@ class Loop:
         parts = self._parts
         selection = select(desired, inventory)
         parts.accounts.admit(candidate.stream for candidate in selection.candidates)
-        announced = {name: answer.streams for name, answer in parts.announcer.acknowledgements().items()}
-        return assemble(selection, parts.accounts.slots, self._first_key, announced, inventory)
+        for answer in parts.announcer.acknowledgements().values():
+            parts.accounts.confirm(answer.streams)
+        arguments = (selection, parts.accounts.slots, self._first_key, parts.accounts.confirmed, inventory)
+        plan = assemble(*arguments)
+        refused = parts.mirrors.refusals(plan.dataplane)
+        return assemble(*arguments, refused) if refused else plan
 
     def _apply(self, wanted: DataPlane) -> None:
         """Every step in the order of its phase; those of the mirrors together, in one transaction, at their place in it."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from vtap_agent.errors import TellUser
 from vtap_agent.plan.slots import SlotTable, from_json, to_json
+from vtap_agent.plan.streams import StreamId
 from vtap_agent.report.ledger import Row, row_from_json, row_to_json
 
 FORMAT = 1
@@ -22,6 +23,8 @@ class AgentState:
     slots: SlotTable
     closed: tuple[Row, ...] = ()
     pair_dropped: int = 0
+    confirmed: frozenset[StreamId] = frozenset()
+    """Live streams that their collector has acknowledged."""
 
 
 def load(path: Path) -> AgentState:
@@ -35,7 +38,12 @@ def load(path: Path) -> AgentState:
     try:
         if data["format"] != FORMAT:
             raise ValueError(f"format {data['format']!r}")
-        return AgentState(from_json(data["slots"]), tuple(row_from_json(row) for row in data["closed"]), int(data["pairDropped"]))
+        return AgentState(
+            from_json(data["slots"]),
+            tuple(row_from_json(row) for row in data["closed"]),
+            int(data["pairDropped"]),
+            frozenset((int(key), str(incarnation)) for key, incarnation in data["confirmed"]),
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise TellUser(f"{path}: is not state this agent wrote ({error}); move it away to start afresh") from error
 
@@ -47,6 +55,7 @@ def save(path: Path, state: AgentState) -> None:
         "slots": to_json(state.slots),
         "closed": [row_to_json(row) for row in state.closed],
         "pairDropped": state.pair_dropped,
+        "confirmed": sorted(state.confirmed),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".new")

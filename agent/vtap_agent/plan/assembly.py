@@ -26,8 +26,8 @@ from vtap_agent.plan.slots import SlotTable
 from vtap_agent.plan.streams import Stream, StreamId, StreamSet
 from vtap_agent.plan.verdicts import PointState, PointVerdict, TapVerdict
 
-Announced = Mapping[str, frozenset[StreamId]]
-"""What each collector has acknowledged, by destination."""
+Announced = frozenset[StreamId]
+"""What collectors have acknowledged."""
 
 STATES = {
     NextHopState.REACHABLE: DestinationState.READY,
@@ -57,15 +57,23 @@ class _Placed:
     verdict: PointVerdict
 
 
-def assemble(selection: Selection, slots: SlotTable, first_key: int, announced: Announced, inventory: Inventory) -> Plan:
+def assemble(
+    selection: Selection,
+    slots: SlotTable,
+    first_key: int,
+    announced: Announced,
+    inventory: Inventory,
+    refused_mirrors: Mapping[MirrorKey, str] | None = None,
+) -> Plan:
     """The data plane for the selected points that have a slot.
 
     A stream to a collector is fed only once the collector has acknowledged it, so that the first copy already finds its name
     there. Streams to other people's endpoints are fed at once. `first_key` is the first key of the node's block.
+    `refused_mirrors` says which mirrors Open vSwitch cannot make, and why.
     """
     hops = {name: _next_hop(item, inventory) for name, item in selection.destinations.items()}
     placed, refused = _place(selection, slots, first_key, announced, hops)
-    placed = _limit_crowded(placed)
+    placed = [_unless_refused(item, refused_mirrors or {}) for item in _limit_crowded(placed)]
     fed = [item for item in placed if item.feeds]
     used = {item.point.destination for item in placed}
     dataplane = DataPlane(
@@ -117,7 +125,7 @@ def _placed(
         return _Placed(candidate, point, None, True, delivery)
     snap_length = selection.programs[candidate.program].snap_length
     stream = Stream(point.key, point.incarnation, candidate.name, snap_length, destination.trailer)
-    if stream.id in announced.get(candidate.destination, frozenset()):
+    if stream.id in announced:
         return _Placed(candidate, point, stream, True, delivery)
     if hop.state is not NextHopState.REACHABLE:
         return _Placed(candidate, point, stream, False, delivery)
@@ -141,6 +149,14 @@ def _limit_crowded(placed: Iterable[_Placed]) -> list[_Placed]:
                 continue
         result.append(item)
     return result
+
+
+def _unless_refused(item: _Placed, refused: Mapping[MirrorKey, str]) -> _Placed:
+    sentence = refused.get(item.candidate.mirror)
+    if sentence is None:
+        return item
+    verdict = verdicts.point_verdict(item.candidate.name, PointState.REFUSED, "NoMirror", sentence)
+    return replace(item, feeds=False, verdict=verdict)
 
 
 def _next_hop(destination: ResolvedDestination, inventory: Inventory) -> NextHop:

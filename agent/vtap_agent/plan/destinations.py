@@ -33,6 +33,12 @@ class ResolvedDestination:
     fixed_id: int | None
     control: ControlEndpoint | None
 
+    @property
+    def receiver(self) -> str:
+        """Names who receives: the destination's name, then all that makes another receiver of it. For the names of streams."""
+        told = self.control.url if self.control else "-"
+        return f"{self.name} {self.encapsulation.name} {self.remote} {self.port} {told}"
+
 
 def resolve_destination(destination: TapDestination) -> ResolvedDestination | None:
     """None where the destination has no address yet, or needs a backend that this version lacks (rewrite)."""

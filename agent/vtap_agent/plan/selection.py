@@ -37,11 +37,13 @@ class Candidate:
     interface: PodInterface
     port: BridgePort
     destination: str
+    receiver: str
+    """`ResolvedDestination.receiver`."""
 
     @property
     def stream(self) -> StreamName:
         """Names its slot."""
-        return StreamName(self.name, self.destination)
+        return StreamName(self.name, self.receiver)
 
     @property
     def mirror(self) -> MirrorKey:
@@ -92,7 +94,7 @@ def select(desired: Desired, inventory: Inventory) -> Selection:
         reason, refusal = _refusal(tap, destinations, resolved)
         verdict = TapVerdict(namespace, name, generation, reason, refusal, 0, tap.spec.destination_ref.name)
         if not refusal:
-            pods, found, refused = finder.points(tap)
+            pods, found, refused = finder.points(tap, resolved[verdict.destination].receiver)
             candidates.extend(found)
             programs[f"{namespace}/{name}"] = compile_tap(tap.spec, lambda peer, own=namespace: peers.resolve(peer, own))
             verdict = replace(verdict, matched_pods=pods, points=tuple(refused))
@@ -142,7 +144,7 @@ class _PointFinder:
         for interface in inventory.interfaces:
             self._interfaces[interface.pod.uid].append(interface)
 
-    def points(self, tap: VirtualTap) -> tuple[int, list[Candidate], list[PointVerdict]]:
+    def points(self, tap: VirtualTap, receiver: str) -> tuple[int, list[Candidate], list[PointVerdict]]:
         """(number of matched pods, tap points, what cannot be tapped)."""
         pods = [pod for pod in self._pods if _selects(tap, pod)]
         found: list[Candidate] = []
@@ -162,7 +164,7 @@ class _PointFinder:
                 if interface.port is None:
                     refused.append(verdicts.pod_refused(pod, interface.name, "NoPort", verdicts.no_port(interface)))
                 else:
-                    found.extend(_candidates(tap, pod, interface, interface.port))
+                    found.extend(_candidates(tap, pod, interface, interface.port, receiver))
         return len(pods), found, refused
 
     def _pod_refusal(self, pod: Pod) -> PointVerdict | None:
@@ -182,11 +184,11 @@ def _wants(tap: VirtualTap, interface: str) -> bool:
     return "*" in tap.spec.interfaces or interface in tap.spec.interfaces
 
 
-def _candidates(tap: VirtualTap, pod: Pod, interface: PodInterface, port: BridgePort) -> Iterable[Candidate]:
+def _candidates(tap: VirtualTap, pod: Pod, interface: PodInterface, port: BridgePort, receiver: str) -> Iterable[Candidate]:
     both = (Direction.INGRESS, Direction.EGRESS)
     for direction in both if tap.spec.direction == "Both" else (Direction(tap.spec.direction),):
         ref = pod.ref
         name = TapPointName(
             tap.metadata.namespace, tap.metadata.name, ref.namespace, ref.name, ref.uid, interface.name, direction
         )
-        yield Candidate(name, interface, port, tap.spec.destination_ref.name)
+        yield Candidate(name, interface, port, tap.spec.destination_ref.name, receiver)

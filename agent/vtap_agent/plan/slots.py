@@ -10,10 +10,10 @@ from vtap_agent.plan.dataplane import MAX_SLOTS, Direction, TapPointName
 
 @dataclass(frozen=True, slots=True, order=True)
 class StreamName:
-    """A tap point and where its copies go. Another destination is another stream: its receiver starts from sequence 0."""
+    """A tap point and who receives its copies. Another receiver is another stream, which starts from sequence 0."""
 
     point: TapPointName
-    destination: str
+    receiver: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ def to_json(table: SlotTable) -> dict[str, object]:
             {
                 "slot": value.slot,
                 "incarnation": value.incarnation,
-                "destination": name.destination,
+                "receiver": name.receiver,
                 "tap": [name.point.tap_namespace, name.point.tap_name],
                 "pod": [name.point.pod_namespace, name.point.pod_name, name.point.pod_uid],
                 "interface": name.point.interface,
@@ -100,7 +100,7 @@ def from_json(data: Mapping[str, object]) -> SlotTable:
     for row in _rows(data["assigned"]):
         tap, pod = _texts(row["tap"], 2), _texts(row["pod"], 3)
         point = TapPointName(tap[0], tap[1], pod[0], pod[1], pod[2], str(row["interface"]), Direction(str(row["direction"])))
-        assigned[StreamName(point, str(row["destination"]))] = Assignment(_number(row["slot"]), str(row["incarnation"]))
+        assigned[StreamName(point, str(row["receiver"]))] = Assignment(_number(row["slot"]), str(row["incarnation"]))
     slots = [value.slot for value in assigned.values()]
     free = tuple(_number(slot) for slot in _items(data["free"]))
     table = SlotTable(assigned, free, _number(data["nextUnused"]), _number(data["size"]))

@@ -62,16 +62,23 @@ def inventory(pods: Iterable[Pod], interfaces: Iterable[PodInterface], hop: Next
     return Inventory(tuple(pods), tuple(interfaces), Switch("3.1.0", (), True, 0), {COLLECTOR: hop})
 
 
-def plan(desired: Desired, seen: Inventory, *, slots: SlotTable | None = None, announce: bool = True) -> Plan:
+def plan(
+    desired: Desired,
+    seen: Inventory,
+    *,
+    slots: SlotTable | None = None,
+    announce: bool = True,
+    refused: Mapping[MirrorKey, str] | None = None,
+) -> Plan:
     """As the loop does: the second pass, after collectors have acknowledged everything."""
     selection = select(desired, seen)
     new = map("{:016x}".format, itertools.count(1)).__next__
     table = allocate(slots or SlotTable(), [candidate.stream for candidate in selection.candidates], new).table
-    first = assemble(selection, table, 4096, {}, seen)
+    first = assemble(selection, table, 4096, frozenset(), seen)
     if not announce:
         return first
-    heard = {name: frozenset(stream.id for stream in told.streams) for name, told in first.announcements.items()}
-    return assemble(selection, table, 4096, heard, seen)
+    heard = frozenset(stream.id for told in first.announcements.values() for stream in told.streams)
+    return assemble(selection, table, 4096, heard, seen, refused)
 
 
 def only(verdicts: Iterable[TapVerdict]) -> TapVerdict:
@@ -225,3 +232,13 @@ def test_a_peer_selector_becomes_the_addresses_of_those_pods() -> None:
     moved = replace(seen, interfaces=(*seen.interfaces[:1], replace(seen.interfaces[1], addresses=("10.0.0.9",))))
     after = plan(Desired((tap(filter={"defaultAction": "Exclude", "rules": rules}),), (collector(),)), moved)
     assert outcome.dataplane.peer_sets.keys().isdisjoint(after.dataplane.peer_sets)
+
+
+def test_a_mirror_that_cannot_be_had_refuses_its_points_and_no_others() -> None:
+    seen = inventory([pod(1)], [interface(pod(1), 1)])
+    refused = {MirrorKey("br0", Direction.EGRESS): "bridge br0 can hold 32 mirrors; delete one"}
+    outcome = plan(Desired((tap(),), (collector(),)), seen, refused=refused)
+    assert set(outcome.dataplane.mirrors) == {MirrorKey("br0", Direction.INGRESS)}
+    reasons = {point.direction: (point.reason, point.message) for point in only(outcome.verdicts).points}
+    assert reasons["Egress"] == ("NoMirror", "bridge br0 can hold 32 mirrors; delete one")
+    assert reasons["Ingress"][0] == "Programmed"

@@ -13,7 +13,7 @@ from vtap_api.problems import fault, show
 API_GROUP = "vtap.dev"
 API_VERSION = "vtap.dev/v1alpha1"
 
-_ACRONYMS = {"sessionId": "sessionID"}
+_ACRONYMS = {"sessionId": "sessionID", "podUid": "podUID"}
 
 
 def field_alias(name: str) -> str:

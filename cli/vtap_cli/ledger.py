@@ -8,7 +8,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vtap_api.ledger import AgentLedger, CollectorLedger, LedgerError, Row, join, parse_agent, parse_collector, totals
+from vtap_api.ledger import (
+    AgentLedger,
+    AgentTerms,
+    CollectorLedger,
+    CollectorTerms,
+    LedgerError,
+    Row,
+    join,
+    parse_agent,
+    parse_collector,
+    totals,
+)
 from vtap_cli.daemons import Daemon, agent, collector, get_json
 from vtap_cli.errors import CliError
 from vtap_cli.tables import table
@@ -72,11 +83,12 @@ def summary(books: Books) -> str:
 
 def render(books: Books) -> str:
     """The table, a row of totals, and below it what stands beside the sum."""
-    lines = [[*_names(row), *_terms(row)] for row in books.rows]
+    lines = [[*_names(row), *_terms(row.agent, row.collector, row.unaccounted)] for row in books.rows]
     total = totals(books.rows)
-    whole = Row(("", 0, ""), books.rows[0].name, total.agent, total.collector) if books.rows else None
-    if whole:
-        lines.append(["TOTAL", "", "", "", *_terms(whole)[:-1], str(total.unaccounted)])
+    if books.rows:
+        agent_total = total.agent if books.agent else None
+        collector_total = total.collector if books.collector else None
+        lines.append(["TOTAL", "", "", "", *_terms(agent_total, collector_total, total.unaccounted)])
     beside = {
         "in flight": total.agent.in_flight + total.collector.in_flight,
         "duplicate": total.collector.duplicate,
@@ -94,15 +106,14 @@ def _names(row: Row) -> Sequence[str]:
     return ("/".join(row.name.tap), "/".join(row.name.pod), row.name.interface, row.name.direction + ended)
 
 
-def _terms(row: Row) -> list[str]:
+def _terms(sent: AgentTerms | None, got: CollectorTerms | None, unaccounted: int) -> list[str]:
     """In the order of `TERMS`; a dash stands for what cannot be known."""
-    sent, got = row.agent, row.collector
     cells: list[int | str] = ["-"] * 10
     if sent:
         cells[:6] = [sent.seen, sent.excluded, sent.unsampled, sent.limited, _reasons(sent.dropped), sent.sent]
     if got:
         cells[6:] = [got.received, _reasons(got.lost), got.stored, _reasons(got.dropped)]
-    return [str(cell) for cell in (*cells, row.unaccounted)]
+    return [str(cell) for cell in (*cells, unaccounted)]
 
 
 def _reasons(counts: Mapping[str, int]) -> str:

@@ -104,7 +104,8 @@ def test_ledger_shows_one_side_where_the_other_is_missing(run):
     run.serve("agent", v1_ledger=agent_ledger(point()))
     shown = run.vtap("ledger")
     assert shown.returncode == 0
-    assert shown.stdout.splitlines()[1].split()[-5:] == ["-", "-", "-", "-", "0"]
+    for line in shown.stdout.splitlines()[1:3]:
+        assert line.split()[-5:] == ["-", "-", "-", "-", "0"]
     assert "vtap-collector does not answer" in shown.stderr
     assert "start it with `vtap-collector --directory DIR`" in run.refused("ledger", "--summary")
 

@@ -20,6 +20,7 @@ import itertools
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -33,7 +34,7 @@ from typing import Any
 from bench import native
 from bench.measure import Figures, Sample, interleave, ratio, table, write_json
 from vtap_lab.errors import LabError, comes_true, wait_for
-from vtap_lab.processes import LabProcess, in_namespace, run_in, start_in
+from vtap_lab.processes import LabProcess, run_in, start_in
 from vtap_lab.registry import Record, new_record, run, take_down
 
 SENDER_CORE, RECEIVER_CORE = 0, 1
@@ -76,7 +77,8 @@ class Wire:
         self.sender, self.receiver = self.record.namespaces
         for name in (self.sender, self.receiver):
             run("ip", "netns", "add", name)
-        run("ip", "-n", self.sender, "link", "add", "out", "mtu", str(MTU), "type", "veth", "peer", "in", "mtu", str(MTU), "netns", self.receiver)  # fmt: skip
+        peer = ["peer", "in", "mtu", str(MTU), "netns", self.receiver]
+        run("ip", "-n", self.sender, "link", "add", "out", "mtu", str(MTU), "type", "veth", *peer)
         self.sender_mac = self._up(self.sender, "out", SENDER_ADDRESS)
         self.receiver_mac = self._up(self.receiver, "in", RECEIVER_ADDRESS)
         run("ip", "-n", self.receiver, "neigh", "add", SENDER_ADDRESS, "lladdr", self.sender_mac, "dev", "in")
@@ -236,8 +238,6 @@ def count_packets(files: Sequence[Path]) -> int:
 
 def run_in_place(argv: Sequence[str]) -> str:
     """In the machine's own namespace."""
-    import subprocess
-
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode != 0 and not done.stdout:
         raise LabError(f"{argv[0]}: {done.stderr.strip()}")
@@ -292,7 +292,12 @@ def _announce(path: Path, load: Load, magic: int) -> None:
         }
         for index in range(load.streams)
     ]  # fmt: skip
-    ask(path, "PUT", "/v1/nodes/sender/streams", {"version": 1, "addresses": [SENDER_ADDRESS], "taiOffset": 37, "streams": streams})
+    ask(
+        path,
+        "PUT",
+        "/v1/nodes/sender/streams",
+        {"version": 1, "addresses": [SENDER_ADDRESS], "taiOffset": 37, "streams": streams},
+    )
 
 
 def collecting(*options: str) -> Callable[..., Any]:
@@ -313,13 +318,19 @@ def collecting(*options: str) -> Callable[..., Any]:
             url = "http://localhost/v1/live?tap=bench/tap"
             curl = ["curl", "-sN", "--unix-socket", str(socket_path), "-o", "/dev/null", url]
             readers = [wire.start(f"reader-{index}", curl) for index in range(load.consumers - 1)]
-            wait_for(lambda: len(ask(socket_path, "GET", "/v1/ledger")["consumers"]) == len(readers), START_SECONDS, "readers read")
+            wait_for(
+                lambda: len(ask(socket_path, "GET", "/v1/ledger")["consumers"]) == len(readers), START_SECONDS, "readers read"
+            )
             yield [process.pid, *(reader.pid for reader in readers)], lambda _sent: _close(process, socket_path, store)
         finally:
             for each in (*readers, process):
                 each.stop()
 
     return contender
+
+
+def _consumers(path: Path) -> int:
+    return len(ask(path, "GET", "/v1/ledger")["consumers"])
 
 
 def _close(process: LabProcess, socket_path: Path, store: Path) -> Outcome:
@@ -398,7 +409,10 @@ def loads(quick: bool, seconds: float, rate: int) -> list[Load]:
         return [Load("64 B", 1, 1, rate, seconds), Load("64 B", 8, 3, 0, seconds), Load("mixed", 8, 1, 0, seconds)]
     pairs = [(streams, consumers) for streams in (1, 8) for consumers in (1, 3)]
     return [
-        Load(content, streams, consumers, speed, seconds) for speed in (rate, 0) for content in CONTENT for streams, consumers in pairs
+        Load(content, streams, consumers, speed, seconds)
+        for speed in (rate, 0)
+        for content in CONTENT
+        for streams, consumers in pairs
     ]
 
 

@@ -32,6 +32,7 @@ MAX_FILTER = 4096
 MAX_EVERY = 86400.0
 MAX_COUNT = 2**53
 PUMP_BYTES = 256 << 10
+CLIENT_CHECK_SECONDS = 1.0
 PCAPNG = "application/x-pcapng"
 _OPEN_PATHS = frozenset({"/healthz", "/metrics"})
 
@@ -218,14 +219,26 @@ async def _pump(request: web.Request, source: socket.socket) -> web.StreamRespon
     source.setblocking(False)
     response = web.StreamResponse(headers={"Content-Type": PCAPNG})
     await response.prepare(request)
-    loop = asyncio.get_running_loop()
     try:
-        while chunk := await loop.sock_recv(source, PUMP_BYTES):
+        while chunk := await _next_chunk(request, source):
             await response.write(chunk)
         await response.write_eof()
     except ConnectionError:
         log.debug("a reader of packets has gone")
     return response
+
+
+async def _next_chunk(request: web.Request, source: socket.socket) -> bytes:
+    """Empty at the end. Raises ConnectionResetError where the client goes while there is nothing to tell it."""
+    reading = asyncio.ensure_future(asyncio.get_running_loop().sock_recv(source, PUMP_BYTES))
+    try:
+        while not reading.done():
+            await asyncio.wait([reading], timeout=CLIENT_CHECK_SECONDS)
+            if request.transport is None or request.transport.is_closing():
+                raise ConnectionResetError("the client has gone")
+        return reading.result()
+    finally:
+        reading.cancel()
 
 
 @web.middleware

@@ -25,7 +25,7 @@ import yaml
 from bench import native
 from bench.measure import Figures, Sample, interleave, ratio, table, write_json
 from vtap_lab.daemons import Agent, Collector
-from vtap_lab.errors import wait_for
+from vtap_lab.errors import LabError, wait_for
 from vtap_lab.lab import BRIDGE, COLLECTOR_ADDRESS, NODE_ADDRESS, Lab, LabOptions
 
 VXLAN_KEYS = {"egress": 1, "ingress": 2}
@@ -74,6 +74,8 @@ class Bench:
         seconds = self.options.seconds
         argv = ["iperf3", "-c", self.server.ipv4, "-t", f"{seconds:g}", "-J", *arguments]
         report = json.loads(self.lab.run(self.client, *argv, timeout=seconds + 30))
+        if "error" in report:
+            raise LabError(f"iperf3: {report['error']}")
         return report["end"]["sum_received"]["bits_per_second"] / 1e9
 
     def request_response(self) -> Mapping[str, float]:
@@ -153,9 +155,9 @@ class RawMirror(Row):
             inside, outside = _mirror_devices(direction)
             lab.ip(
                 lab.node,
-                f"link add {inside} addrgenmode none mtu 65000 type veth peer name {outside} mtu 65000",
-                f"link set {outside} addrgenmode none arp off up",
-                f"link set {inside} arp off up",
+                f"link add {inside} mtu 65000 type veth peer name {outside} mtu 65000",
+                *(f"link set {device} addrgenmode none" for device in (inside, outside)),
+                *(f"link set {device} arp off up" for device in (inside, outside)),
             )
             self.prepare(bench, direction, outside)
             lab.switch.add_port(BRIDGE, inside)
@@ -191,8 +193,9 @@ class VxlanMirror(RawMirror):
         announce_vxlan(bench)
         lab.ip(
             lab.node,
-            f"link add {name} addrgenmode none mtu {bench.lab.options.mtu + 14} type vxlan id {VXLAN_KEYS[direction]}"
-            f" remote {COLLECTOR_ADDRESS} local {NODE_ADDRESS} dstport 4789 nolearning noudpcsum",
+            f"link add {name} mtu {bench.lab.options.mtu + 14} type vxlan id {VXLAN_KEYS[direction]} remote {COLLECTOR_ADDRESS}"
+            f" local {NODE_ADDRESS} dstport 4789 nolearning noudpcsum",
+            f"link set {name} addrgenmode none",
             f"link set {name} arp off up",
         )
         lab.run(lab.node, "ethtool", "-K", name, "tso", "off", "gso", "off", "tx", "off", "sg", "off")

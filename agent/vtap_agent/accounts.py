@@ -90,7 +90,14 @@ class Accounts:
         points = {value.slot: counters.points.get(value.slot, PointCounters()) for value in assigned.values()}
         explained = attribute_pair_drops(points, max(0, counters.pair_dropped - self._state.pair_dropped))
         return tuple(
-            Row(self._first_key + value.slot, value.incarnation, name.point, name.receiver.split()[0], explained[value.slot])
+            Row(
+                self._first_key + value.slot,
+                value.incarnation,
+                name.point,
+                name.receiver.split()[0],
+                explained[value.slot],
+                name.announced,
+            )
             for name, value in sorted(assigned.items())
         )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.dataplane.site import Site, expect_each_once, expect_none, point
+from vtap_lab.capture import fields
 from vtap_lab.errors import wait_for
 from vtap_lab.exchange import start_exchange
 from vtap_lab.lab import Lab, LabOptions
@@ -75,8 +76,6 @@ def test_an_access_vlan_is_seen_as_the_pod_sees_it(site: Site) -> None:
     site.closes()
     expect_each_once(site.stored("web"), exchange, point(web, "egress"))
     (file,) = (site.storage / "shop" / "web").glob("*.pcapng")
-    from vtap_lab.capture import fields
-
     assert fields(file, ("frame.number",), "vlan") == []
 
 
@@ -113,8 +112,6 @@ def test_cut_packets_keep_their_length_in_the_file(site: Site) -> None:
     site.tap("web", direction="Egress", packet={"snapLength": 64})
     start_exchange(site.lab, web, client, count=50, size=500).finish()
     site.closes()
-    from vtap_lab.capture import fields
-
     (file,) = (site.storage / "shop" / "web").glob("*.pcapng")
     lengths = set(fields(file, ("frame.cap_len", "frame.len"), "udp"))
     assert lengths == {("64", str(14 + 20 + 8 + 500))}
@@ -154,3 +151,16 @@ def test_a_recreated_pod_is_tapped_again(site: Site) -> None:
     found = site.stored("web")
     expect_each_once(found, first, point(web, "egress"))
     expect_each_once(found, second, point(again, "egress"))
+
+
+def test_a_tap_removed_and_written_again_at_once_goes_on(site: Site) -> None:
+    web, client = site.pod("web"), site.pod("client")
+    site.tap("web")
+    first = start_exchange(site.lab, web, client, count=50).finish()
+    site.remove_tap("web")
+    site.tap("web")
+    second = start_exchange(site.lab, web, client, count=50).finish()
+    site.closes()
+    found = site.stored("web")
+    expect_each_once(found, first, point(web, "egress"))
+    expect_each_once(found, second, point(web, "egress"))

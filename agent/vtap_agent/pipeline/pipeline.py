@@ -152,11 +152,13 @@ class Pipeline:
 
     def _apply_point(self, step: PutPoint | DropPoint) -> None:
         points = self._kernel.maps["points"]
+        old = encode.decode(layout.Point, points.lookup(word(step.slot)) or bytes(ctypes.sizeof(layout.Point)))
         if isinstance(step, DropPoint):
-            points.update(word(step.slot), bytes(ctypes.sizeof(layout.Point)))
+            # Its incarnation stays readable: where the same stream is wanted again, its numbers go on.
+            old.in_use = 0
+            points.update(word(step.slot), bytes(old))
             self._slots.discard(step.slot)
             return
-        old = encode.decode(layout.Point, points.lookup(word(step.slot)) or bytes(ctypes.sizeof(layout.Point)))
         if old.incarnation_full != encode.decode(layout.Point, step.value).incarnation_full:
             self.reset_slots([step.slot])
         points.update(word(step.slot), step.value)

@@ -37,13 +37,12 @@ class Candidate:
     interface: PodInterface
     port: BridgePort
     destination: str
-    receiver: str
-    """`ResolvedDestination.receiver`."""
+    receiver: ResolvedDestination
 
     @property
     def stream(self) -> StreamName:
         """Names its slot."""
-        return StreamName(self.name, self.receiver)
+        return StreamName(self.name, self.receiver.receiver, self.receiver.control is not None)
 
     @property
     def mirror(self) -> MirrorKey:
@@ -94,7 +93,7 @@ def select(desired: Desired, inventory: Inventory) -> Selection:
         reason, refusal = _refusal(tap, destinations, resolved)
         verdict = TapVerdict(namespace, name, generation, reason, refusal, 0, tap.spec.destination_ref.name)
         if not refusal:
-            pods, found, refused = finder.points(tap, resolved[verdict.destination].receiver)
+            pods, found, refused = finder.points(tap, resolved[verdict.destination])
             candidates.extend(found)
             programs[f"{namespace}/{name}"] = compile_tap(tap.spec, lambda peer, own=namespace: peers.resolve(peer, own))
             verdict = replace(verdict, matched_pods=pods, points=tuple(refused))
@@ -144,7 +143,7 @@ class _PointFinder:
         for interface in inventory.interfaces:
             self._interfaces[interface.pod.uid].append(interface)
 
-    def points(self, tap: VirtualTap, receiver: str) -> tuple[int, list[Candidate], list[PointVerdict]]:
+    def points(self, tap: VirtualTap, receiver: ResolvedDestination) -> tuple[int, list[Candidate], list[PointVerdict]]:
         """(number of matched pods, tap points, what cannot be tapped)."""
         pods = [pod for pod in self._pods if _selects(tap, pod)]
         found: list[Candidate] = []
@@ -184,7 +183,9 @@ def _wants(tap: VirtualTap, interface: str) -> bool:
     return "*" in tap.spec.interfaces or interface in tap.spec.interfaces
 
 
-def _candidates(tap: VirtualTap, pod: Pod, interface: PodInterface, port: BridgePort, receiver: str) -> Iterable[Candidate]:
+def _candidates(
+    tap: VirtualTap, pod: Pod, interface: PodInterface, port: BridgePort, receiver: ResolvedDestination
+) -> Iterable[Candidate]:
     both = (Direction.INGRESS, Direction.EGRESS)
     for direction in both if tap.spec.direction == "Both" else (Direction(tap.spec.direction),):
         ref = pod.ref

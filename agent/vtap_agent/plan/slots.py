@@ -14,6 +14,9 @@ class StreamName:
 
     point: TapPointName
     receiver: str
+    """`ResolvedDestination.receiver`."""
+    announced: bool = True
+    """Whether the receiver is a collector of ours, which is told of the stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,7 @@ def to_json(table: SlotTable) -> dict[str, object]:
                 "slot": value.slot,
                 "incarnation": value.incarnation,
                 "receiver": name.receiver,
+                "announced": name.announced,
                 "tap": [name.point.tap_namespace, name.point.tap_name],
                 "pod": [name.point.pod_namespace, name.point.pod_name, name.point.pod_uid],
                 "interface": name.point.interface,
@@ -100,7 +104,9 @@ def from_json(data: Mapping[str, object]) -> SlotTable:
     for row in _rows(data["assigned"]):
         tap, pod = _texts(row["tap"], 2), _texts(row["pod"], 3)
         point = TapPointName(tap[0], tap[1], pod[0], pod[1], pod[2], str(row["interface"]), Direction(str(row["direction"])))
-        assigned[StreamName(point, str(row["receiver"]))] = Assignment(_number(row["slot"]), str(row["incarnation"]))
+        assigned[StreamName(point, str(row["receiver"]), bool(row["announced"]))] = Assignment(
+            _number(row["slot"]), str(row["incarnation"])
+        )
     slots = [value.slot for value in assigned.values()]
     free = tuple(_number(slot) for slot in _items(data["free"]))
     table = SlotTable(assigned, free, _number(data["nextUnused"]), _number(data["size"]))

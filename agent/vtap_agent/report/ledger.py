@@ -16,13 +16,14 @@ SUMMED = "*"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Counters of one stream. `closed` rows no longer grow."""
+    """Counters of one stream. `closed` rows no longer grow; `announced` ones go to a collector of ours."""
 
     key: int
     incarnation: str
     name: TapPointName
     destination: str
     counters: PointCounters
+    announced: bool = True
     closed: bool = False
 
 
@@ -89,7 +90,7 @@ def _sum_key(row: Row) -> tuple[str, str, Direction]:
 
 def _summed(row: Row, onto: PointCounters) -> Row:
     name = replace(row.name, pod_namespace=SUMMED, pod_name=SUMMED, pod_uid=SUMMED, interface=SUMMED)
-    return Row(0, SUMMED, name, SUMMED, add(onto, row.counters), closed=True)
+    return Row(0, SUMMED, name, SUMMED, add(onto, row.counters), row.announced, closed=True)
 
 
 def row_to_json(row: Row) -> dict[str, Any]:
@@ -103,6 +104,7 @@ def row_to_json(row: Row) -> dict[str, Any]:
         "interface": name.interface,
         "direction": name.direction.value,
         "destination": row.destination,
+        "announced": row.announced,
         "closed": row.closed,
         "seen": counters.seen,
         "seenBytes": counters.seen_bytes,
@@ -145,7 +147,15 @@ def row_from_json(data: Mapping[str, Any]) -> Row:
         dropped={str(reason): int(count) for reason, count in data["dropped"].items()},
         duplicated=int(data["duplicated"]),
     )
-    return Row(int(data["key"]), str(data["incarnation"]), name, str(data["destination"]), counters, bool(data["closed"]))
+    return Row(
+        int(data["key"]),
+        str(data["incarnation"]),
+        name,
+        str(data["destination"]),
+        counters,
+        bool(data["announced"]),
+        bool(data["closed"]),
+    )
 
 
 def ledger_to_json(node: str, rows: Iterable[Row], counters: NodeCounters) -> dict[str, Any]:

@@ -180,8 +180,7 @@ static __always_inline int stale(void)
 	return TC_ACT_SHOT;
 }
 
-SEC("tc")
-int send(struct __sk_buff *skb)
+static __always_inline int send_copy(struct __sk_buff *skb)
 {
 	__u32 mark = skb->mark, index = mark & 0x3fffff, slot, zero = 0;
 	struct program *program = 0;
@@ -248,6 +247,12 @@ int send(struct __sk_buff *skb)
 	if (j.flags)
 		j.counters->truncated++;
 	return verdict;
+}
+
+SEC("tc")
+int send(struct __sk_buff *skb)
+{
+	return send_copy(skb);
 }
 
 char LICENSE[] SEC("license") = "Apache-2.0";

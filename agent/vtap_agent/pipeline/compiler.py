@@ -51,11 +51,16 @@ def build(directory: Path | None = None) -> Path:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.{os.getpid()}")
-    source = str(SOURCES / "preprocessor.bpf.c")
     try:
-        _run(["clang", *FLAGS, *_multiarch_include(), "-c", source, "-o", str(part)], "clang")
-        _run(["llvm-strip", "-g", str(part)], "llvm")
+        compile_object(SOURCES / "preprocessor.bpf.c", part)
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
     return target
+
+
+def compile_object(source: Path, target: Path) -> None:
+    """One eBPF source to one object file, our headers within reach. `TellUser` when that can't be done."""
+    command = ["clang", *FLAGS, *_multiarch_include(), f"-I{SOURCES}", "-c", str(source), "-o", str(target)]
+    _run(command, "clang")
+    _run(["llvm-strip", "-g", str(target)], "llvm")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -233,6 +235,57 @@ def test_a_hundred_and_ten_pods_at_once_and_again(shared_lab: Lab, watched: Watc
     for name in names:
         shared_lab.delete_namespace(name)
     assert cold < 0.1 and warm < 0.01
+
+
+def test_after_a_storm_of_changes_the_view_is_that_of_a_fresh_look(shared_lab: Lab, watched: Watched) -> None:
+    """Looks in the middle of every change must neither raise nor leave anything stale behind."""
+    before = shared_lab.pods_file.read_text()
+    chance = random.Random(7)
+    alive: dict[str, int] = {}
+    done = threading.Event()
+
+    def look() -> int:
+        looks = 0
+        while not done.wait(0.005):
+            watched.snapshot("198.18.2.2", "fd00:198:2::2")
+            looks += 1
+        return looks
+
+    with ThreadPoolExecutor(1) as thread:
+        looking = thread.submit(look)
+        for number in range(40):
+            name = f"s{chance.randrange(6)}"
+            netns = shared_lab.record.namespace(name)
+            action = chance.choice(["toggle", "address", "rename", "veth", "veth"])
+            if action == "toggle" or name not in alive:
+                if name in alive:
+                    shared_lab.delete_namespace(netns)
+                    del alive[name]
+                else:
+                    shared_lab.add_namespace(name)
+                    alive[name] = 0
+                declared = (f"- {{name: {item}, netns: {shared_lab.record.namespace(item)}}}\n" for item in sorted(alive))
+                shared_lab.write(shared_lab.pods_file, "".join(declared) or "[]\n")
+            elif action == "veth":
+                shared_lab.ip(shared_lab.node, f"link add storm{number} type veth peer name e{number} netns {netns}")
+                alive[name] = number
+            elif alive[name]:
+                change = f"addr add 10.99.{number}.1/24 dev" if action == "address" else f"link set name e{number} dev"
+                shared_lab.ip(netns, f"{change} e{alive[name]}")
+                alive[name] = number if action == "rename" else alive[name]
+        done.set()
+        assert looking.result() > 0
+    fresh = Watched(shared_lab, PodsFile(shared_lab.pods_file))
+    try:
+        wanted = fresh.snapshot().interfaces
+        watched.wait(lambda: watched.snapshot().interfaces == wanted)
+        assert watched.snapshot().pods == fresh.snapshot().pods
+        assert {item.pod.name for item in wanted} <= alive.keys() and any(item.host_name for item in wanted)
+    finally:
+        fresh.stop()
+    for name in alive:
+        shared_lab.delete_namespace(shared_lab.record.namespace(name))
+    shared_lab.write(shared_lab.pods_file, before)
 
 
 def test_nothing_is_left_open(shared_lab: Lab) -> None:

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Protocol
 
 from vtap_agent.drivers.netlink import Event, EventSocket, Netlink, NetlinkError
@@ -166,11 +165,11 @@ class _Running:
     def __init__(self, lock: threading.Lock, notify: Callable[[], None], probe_interval: float) -> None:
         self._lock = lock
         self._notify = notify
-        self._own = _identity(Path(_OWN_NAMESPACE))
+        self._own = _identity(_OWN_NAMESPACE)
         self._netlink = Netlink()
         self._everywhere = EventSocket(_EVERYWHERE, every_namespace=True)
         self._node_only = EventSocket(_NODE_ONLY)
-        self._own_nsid = self._number(Path(_OWN_NAMESPACE))
+        self._own_nsid = self._number(_OWN_NAMESPACE)
         self._node: NamespaceView | None = None
         self._looked: dict[Identity, _Looked] = {}
         self._next_hops = NextHops(self._netlink, lambda: self._node_view().links, probe_interval)
@@ -203,12 +202,12 @@ class _Running:
         in_use: set[Identity] = set()
         for pod in here.pods:
             try:
-                identity = _identity(Path(pod.netns)) if pod.netns else None
+                identity = _identity(pod.netns) if pod.netns else None
                 is_node = identity == self._own
                 pods.append(replace(pod, host_network=True) if is_node else pod)
                 if identity is not None and not is_node and not pod.host_network:
                     in_use.add(identity)
-                    looked, view = self._pod_view(identity, Path(pod.netns))
+                    looked, view = self._pod_view(identity, pod.netns)
                     interfaces += looked.interfaces(pod.ref, view, node, ports)
             except (OSError, NetlinkError) as error:
                 problems.append(_unreadable(pod, error))
@@ -222,7 +221,7 @@ class _Running:
             self._node = _view(self._netlink, self._own_nsid, None)
         return self._node
 
-    def _pod_view(self, identity: Identity, path: Path) -> tuple[_Looked, NamespaceView]:
+    def _pod_view(self, identity: Identity, path: str) -> tuple[_Looked, NamespaceView]:
         looked = self._looked.get(identity)
         if looked is None:
             looked = self._looked[identity] = _Looked(self._number(path))
@@ -234,7 +233,7 @@ class _Running:
                 raise
         return looked, looked.view
 
-    def _number(self, path: Path) -> int:
+    def _number(self, path: str) -> int:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             return rtnetlink.number_namespace(self._netlink, descriptor)
@@ -318,8 +317,8 @@ def _view(netlink: Netlink, nsid: int, target: int | None) -> NamespaceView:
     return NamespaceView(nsid, links, rtnetlink.addresses(netlink, target))
 
 
-def _identity(path: Path) -> Identity:
-    found = path.stat()
+def _identity(path: str) -> Identity:
+    found = os.stat(path)  # noqa: PTH116  once a pod and pass: making a Path takes longer than the call
     return found.st_dev, found.st_ino
 
 

@@ -19,7 +19,6 @@ from vtap_lab.exchange import Exchange
 from vtap_lab.lab import Lab, Pod
 
 PATIENCE = 15.0
-FIRST_KEY_TERMS = ("seen", "excluded", "unsampled", "sent", "received", "stored", "lost", "dropped", "unaccounted")
 
 
 @dataclass(frozen=True)
@@ -33,10 +32,14 @@ class Summary:
 
 
 class Site:
-    """A lab with a collector and an agent. Pods of namespace shop, labelled app: NAME."""
+    """A lab with a collector and an agent. Pods of namespace shop, labelled app: NAME.
+
+    Tests may share a site: `new_scene` gives the names of taps and pods another meaning, and takes the last scene's away.
+    """
 
     def __init__(self, lab: Lab, storage: Path, collector_arguments: Iterable[str] = ()) -> None:
         self.lab = lab
+        self._scene = 0
         self.storage = storage
         self._collector_arguments = tuple(collector_arguments)
         self.collector: Collector = self.start_collector()
@@ -53,10 +56,23 @@ class Site:
         self.agent = self.lab.start_agent(*arguments)
         return self.agent
 
+    def new_scene(self) -> None:
+        """Remove all taps and pods; what is made from now on has names of its own."""
+        for file in self.lab.taps.glob("tap-*.yaml"):
+            file.unlink()
+        wait_for(lambda: not self.agent.get("/v1/status")["taps"], PATIENCE, "the last scene's taps are gone")
+        for pod in list(self.lab.pods.values()):
+            self.lab.delete_pod(pod)
+        self._scene += 1
+
+    def _called(self, name: str) -> str:
+        return f"{name}-{self._scene}" if self._scene else name
+
     def pod(self, app: str, **options: Any) -> Pod:
         """One more pod that taps can select by app."""
-        number = sum(pod.labels.get("app") == app for pod in self.lab.pods.values())
-        return self.lab.add_pod(f"{app}-{number}", namespace="shop", labels={"app": app}, **options)
+        label = self._called(app)
+        number = sum(pod.labels.get("app") == label for pod in self.lab.pods.values())
+        return self.lab.add_pod(f"{label}-{number}", namespace="shop", labels={"app": label}, **options)
 
     # --- taps ------------------------------------------------------------------------------------------------------------
 
@@ -65,10 +81,10 @@ class Site:
         body = {
             "apiVersion": "vtap.dev/v1alpha1",
             "kind": "VirtualTap",
-            "metadata": {"name": name, "namespace": "shop"},
-            "spec": {"podSelector": {"matchLabels": {"app": app}}, **spec},
+            "metadata": {"name": self._called(name), "namespace": "shop"},
+            "spec": {"podSelector": {"matchLabels": {"app": self._called(app)}}, **spec},
         }
-        self.lab.write(self.lab.taps / f"tap-{name}.yaml", yaml.safe_dump(body))
+        self.lab.write(self.lab.taps / f"tap-{self._called(name)}.yaml", yaml.safe_dump(body))
 
     def tap(self, name: str, app: str = "web", **spec: object) -> None:
         """Write a tap's file, and return when this very content delivers."""
@@ -82,12 +98,12 @@ class Site:
 
     def remove_tap(self, name: str) -> None:
         """Remove a tap's file, and return when the tap is gone."""
-        (self.lab.taps / f"tap-{name}.yaml").unlink()
+        (self.lab.taps / f"tap-{self._called(name)}.yaml").unlink()
         wait_for(lambda: self.status(name) is None, PATIENCE, f"tap {name} is gone")
 
     def status(self, name: str) -> Mapping[str, Any] | None:
         """What the agent says of a tap; None where it knows none."""
-        found = [tap for tap in self.agent.get("/v1/status")["taps"] if tap["name"] == name]
+        found = [tap for tap in self.agent.get("/v1/status")["taps"] if tap["name"] == self._called(name)]
         return found[0] if found else None
 
     def generation(self, name: str) -> int:
@@ -109,37 +125,41 @@ class Site:
 
     # --- what arrived ----------------------------------------------------------------------------------------------------
 
-    def summary(self) -> Summary:
-        """The ledger's totals now."""
-        line = self.lab.vtap("ledger", "--summary").strip().splitlines()[-1]
+    def summary(self, tap: str = "") -> Summary:
+        """The ledger's totals now, of one tap or of all."""
+        line = self.lab.vtap("ledger", *([f"shop/{self._called(tap)}"] if tap else []), "--summary").strip().splitlines()[-1]
         return Summary({term: int(value) for term, value in re.findall(r"(\w+)=(\d+)", line)})
 
-    def at_rest(self) -> Summary:
+    def at_rest(self, tap: str = "") -> Summary:
         """The ledger's totals once everything sent has been received or given up, and stored."""
         seen: list[Mapping[str, int] | None] = [None]
 
         def rests() -> bool:
-            summary = self.summary()
+            summary = self.summary(tap)
             seen.append(summary.terms)
             settled = summary["sent"] == summary["received"] + summary["lost"] and seen[-1] == seen[-2]
             return settled and not self.in_flight()
 
-        wait_for(rests, PATIENCE, "the ledger comes to rest", every=0.2)
-        return self.summary()
+        wait_for(rests, PATIENCE, "the ledger comes to rest", every=0.1)
+        return self.summary(tap)
 
     def in_flight(self) -> int:
         """Copies that left and that the collector has not given up yet."""
         return sum(stream["inFlight"] for stream in self.collector.get("/v1/ledger")["streams"])
 
-    def closes(self) -> Summary:
-        """The ledger at rest, which accounts for every packet."""
-        summary = self.at_rest()
+    def closes(self, tap: str = "") -> Summary:
+        """The ledger at rest, of one tap or of all, which accounts for every packet."""
+        summary = self.at_rest(tap)
         assert summary["unaccounted"] == 0, self.lab.vtap("ledger")
         return summary
 
     def stored(self, tap: str) -> Counter[tuple[str, Datagram]]:
         """How often each numbered datagram is in a tap's files, by (interface name, datagram)."""
-        return capture.numbered(sorted((self.storage / "shop" / tap).glob("*.pcapng")))
+        return capture.numbered(self.files(tap))
+
+    def files(self, tap: str) -> list[Path]:
+        """A tap's captures."""
+        return sorted((self.storage / "shop" / self._called(tap)).glob("*.pcapng"))
 
 
 def point(pod: Pod, direction: str) -> str:

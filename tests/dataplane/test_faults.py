@@ -160,7 +160,7 @@ def test_collector_killed_loses_only_what_it_missed(site: Site) -> None:
     summary = site.closes()
     assert lost_originals(done) == 0
     assert summary["lost"] > 0
-    for file in (site.storage / "shop" / "web").glob("*.pcapng"):
+    for file in site.files("web"):
         subprocess.run(["capinfos", str(file)], check=True, capture_output=True)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from tests.dataplane.site import Site, expect_each_once, expect_none, point
@@ -15,14 +13,24 @@ from vtap_lab.lab import Lab, LabOptions
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(scope="module")
+def shared_site(shared_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Site:
+    return Site(shared_lab, tmp_path_factory.mktemp("captures"))
+
+
 @pytest.fixture
-def site(lab: Lab, tmp_path: Path) -> Site:
-    return Site(lab, tmp_path)
+def site(shared_site: Site) -> Site:
+    """With names of the test's own."""
+    shared_site.new_scene()
+    return shared_site
 
 
-@pytest.mark.parametrize(
-    "lab", [LabOptions(userspace_tso=False), LabOptions(userspace_tso=True)], indirect=True, ids=["no-tso", "tso"]
+BOTH_KINDS = pytest.mark.parametrize(
+    "shared_lab", [LabOptions(userspace_tso=False), LabOptions(userspace_tso=True)], indirect=True, ids=["no-tso", "tso"]
 )
+
+
+@BOTH_KINDS
 @pytest.mark.parametrize("family", [4, 6])
 def test_each_datagram_is_stored_once_a_tap_point(site: Site, family: int) -> None:
     web, client, bystander = site.pod("web"), site.pod("client"), site.pod("bystander")
@@ -31,7 +39,7 @@ def test_each_datagram_is_stored_once_a_tap_point(site: Site, family: int) -> No
     back = start_exchange(site.lab, client, web, family=family, count=300)
     beside = start_exchange(site.lab, client, bystander, family=family, count=300)
     sent, received, other = out.finish(), back.finish(), beside.finish()
-    summary = site.closes()
+    summary = site.closes("web")
     found = site.stored("web")
     expect_each_once(found, sent, point(web, "egress"))
     expect_each_once(found, received, point(web, "ingress"))
@@ -44,7 +52,7 @@ def test_a_pair_of_tapped_pods_shows_a_packet_at_both_ends(site: Site) -> None:
     one, other = site.pod("web"), site.pod("web")
     site.tap("web")
     exchange = start_exchange(site.lab, one, other, count=200).finish()
-    site.closes()
+    site.closes("web")
     found = site.stored("web")
     expect_each_once(found, exchange, point(one, "egress"), point(other, "ingress"))
     expect_none(found, exchange, point(one, "ingress"), point(other, "egress"))
@@ -55,7 +63,7 @@ def test_broadcast_and_multicast_belong_to_every_tapped_receiver(site: Site, add
     sender, first, second = site.pod("client"), site.pod("web"), site.pod("web")
     site.tap("web")
     exchange = start_exchange(site.lab, sender, [first, second], address=address, count=100).finish()
-    site.closes()
+    site.closes("web")
     expect_each_once(site.stored("web"), exchange, point(first, "ingress"), point(second, "ingress"))
 
 
@@ -64,7 +72,8 @@ def test_two_taps_on_one_pod_each_get_their_own(site: Site) -> None:
     site.tap("all")
     site.tap("out", direction="Egress")
     exchange = start_exchange(site.lab, web, client, count=200).finish()
-    site.closes()
+    site.closes("all")
+    site.closes("out")
     expect_each_once(site.stored("all"), exchange, point(web, "egress"))
     expect_each_once(site.stored("out"), exchange, point(web, "egress"))
 
@@ -73,9 +82,9 @@ def test_an_access_vlan_is_seen_as_the_pod_sees_it(site: Site) -> None:
     web, client = site.pod("web", vlan=7), site.pod("client", vlan=7)
     site.tap("web")
     exchange = start_exchange(site.lab, web, client, count=100).finish()
-    site.closes()
+    site.closes("web")
     expect_each_once(site.stored("web"), exchange, point(web, "egress"))
-    (file,) = (site.storage / "shop" / "web").glob("*.pcapng")
+    (file,) = site.files("web")
     assert fields(file, ("frame.number",), "vlan") == []
 
 
@@ -90,7 +99,7 @@ def test_a_filter_written_while_traffic_runs_lets_nothing_slip(site: Site) -> No
     edited_at = unwanted.sent_so_far()
     wait_for(lambda: unwanted.sent_so_far() > edited_at + 500, 10, "traffic flows on")
     kept, cut = wanted.stop(), unwanted.stop()
-    summary = site.closes()
+    summary = site.closes("web")
     found = site.stored("web")
     expect_each_once(found, kept, point(web, "egress"))
     numbers = sorted(datagram.sequence for (_, datagram) in found if datagram.sender == cut.sender)
@@ -103,7 +112,7 @@ def test_sampling_takes_exactly_what_it_says(site: Site) -> None:
     web, client = site.pod("web"), site.pod("client")
     site.tap("web", direction="Egress", sampling={"type": "PerInterval", "perInterval": {"packets": 10, "interval": "1h"}})
     start_exchange(site.lab, web, client, count=500).finish()
-    summary = site.closes()
+    summary = site.closes("web")
     assert summary["stored"] == 10 and summary["unsampled"] == summary["seen"] - 10
 
 
@@ -111,8 +120,8 @@ def test_cut_packets_keep_their_length_in_the_file(site: Site) -> None:
     web, client = site.pod("web"), site.pod("client")
     site.tap("web", direction="Egress", packet={"snapLength": 64})
     start_exchange(site.lab, web, client, count=50, size=500).finish()
-    site.closes()
-    (file,) = (site.storage / "shop" / "web").glob("*.pcapng")
+    site.closes("web")
+    (file,) = site.files("web")
     lengths = set(fields(file, ("frame.cap_len", "frame.len"), "udp"))
     assert lengths == {("64", str(14 + 20 + 8 + 500))}
 
@@ -122,7 +131,7 @@ def test_large_packets_survive_the_underlay(site: Site) -> None:
     web, client = site.pod("web"), site.pod("client")
     site.tap("web")
     exchange = start_exchange(site.lab, web, client, count=100, size=1472).finish()
-    summary = site.closes()
+    summary = site.closes("web")
     expect_each_once(site.stored("web"), exchange, point(web, "egress"))
     assert summary["lost"] == 0
 
@@ -133,7 +142,7 @@ def test_a_file_that_turns_bad_leaves_the_tap_as_it_was(site: Site) -> None:
     site.write_tap("web", direction="Sideways")
     wait_for(lambda: any("Sideways" in problem for problem in site.agent.get("/v1/status")["problems"]), 5, "the mistake is said")
     exchange = start_exchange(site.lab, web, client, count=100).finish()
-    site.closes()
+    site.closes("web")
     expect_each_once(site.stored("web"), exchange, point(web, "egress"))
 
 
@@ -147,7 +156,7 @@ def test_a_recreated_pod_is_tapped_again(site: Site) -> None:
         lambda: site.condition("web", "Delivering") == "True" and site.says("web", again.host_name), 10, "the new pod is tapped"
     )
     second = start_exchange(site.lab, again, client, count=50).finish()
-    site.closes()
+    site.closes("web")
     found = site.stored("web")
     expect_each_once(found, first, point(web, "egress"))
     expect_each_once(found, second, point(again, "egress"))
@@ -160,7 +169,7 @@ def test_a_tap_removed_and_written_again_at_once_goes_on(site: Site) -> None:
     site.remove_tap("web")
     site.tap("web")
     second = start_exchange(site.lab, web, client, count=50).finish()
-    site.closes()
+    site.closes("web")
     found = site.stored("web")
     expect_each_once(found, first, point(web, "egress"))
     expect_each_once(found, second, point(web, "egress"))

@@ -300,12 +300,12 @@ def _announce(path: Path, load: Load, magic: int) -> None:
     )
 
 
-def collecting(*options: str) -> Callable[..., Any]:
-    """Ours, with further command-line options."""
+def collecting(*options: str, drop: bool = False) -> Callable[..., Any]:
+    """Ours, with further command-line options; `drop` ends the traffic where the peers' ends."""
 
     @contextlib.contextmanager
     def contender(wire: Wire, load: Load, directory: Path) -> Iterator[tuple[list[int], Callable[[int], Outcome]]]:
-        wire.drop_after_capture(False)
+        wire.drop_after_capture(drop)
         magic = next(_incarnations)
         store, socket_path = directory / f"store-{magic}", wire.record.directory / "collector.sock"
         program = Path(sys.executable).with_name("vtap-collector")
@@ -377,7 +377,9 @@ CONTENDERS: dict[str, Callable[..., Any]] = {
     "tcpdump again (A/A)": capturing(_tcpdump, 2),
     "dumpcap": capturing(_dumpcap, 3),
     "netsniff-ng": capturing(_netsniff, 4),
-    "ours": collecting(),
+    "ours, sockets": collecting(),
+    "ours, ring": collecting("--ring=in"),
+    "ours, ring, dropped": collecting("--ring=in", drop=True),
 }
 PEERS = ("tcpdump", "dumpcap", "netsniff-ng")
 

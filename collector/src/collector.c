@@ -188,5 +188,6 @@ void vtc_counts(struct vtc_collector *collector, struct vtc_counts *counts)
         .chunks_used = used,
         .chunks_allocated = allocated,
         .files_opened = GET(written->files_opened),
+        .captured = GET(received->captured),
     };
 }

@@ -185,6 +185,16 @@ struct consumer {
     uint64_t *dropped_by_slot; /* written under `lock` */
 };
 
+/* ---- ring.c ---- */
+
+#define RING_RETIRE_NS 4000000ull /* a block waits at most this long for its packets */
+
+struct ring {
+    uint8_t *map;
+    size_t bytes;
+    uint32_t blocks, next;
+};
+
 /* ---- receive.c ---- */
 
 struct source {
@@ -192,6 +202,7 @@ struct source {
     int fd;
     bool grouped; /* UDP_GRO is on */
     uint64_t drops;
+    struct ring ring;
     struct mmsghdr *messages;
     struct iovec *vectors;
     struct sockaddr_storage *names;
@@ -273,6 +284,13 @@ void ingest_flush(struct vtc_collector *collector, uint64_t older_than_ns);
 void ingest_end_section(struct vtc_collector *collector, struct tap *tap);
 void ingest_overflow(struct vtc_collector *collector, uint64_t drops);
 uint64_t receive_refresh_drops(struct vtc_collector *collector);
+int ring_open(struct ring *ring, int fd, uint32_t interface, uint16_t port, uint32_t bytes);
+void ring_close(struct ring *ring);
+/* At most `most` blocks; returns how many were ready. */
+uint32_t ring_receive(struct vtc_collector *collector, struct ring *ring, uint32_t most);
+uint64_t ring_new_drops(int fd);
+/* `packet` starts with the IP header of a packet that fits the ring's rule, but for lengths and checksum, which are checked here. */
+bool ring_unwrap(const uint8_t *packet, size_t length, uint8_t address[16], const uint8_t **payload, size_t *payload_length);
 void *receive_run(void *collector);
 void receive_close(struct vtc_collector *collector);
 

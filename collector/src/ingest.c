@@ -178,6 +178,7 @@ static bool parse(enum vtc_source kind, const uint8_t *payload, size_t length, s
     switch (kind) {
     case VTC_GRE_UDP:
     case VTC_GRE_RAW6:
+    case VTC_RING:
         return wire_parse_gre(payload, length, copy);
     case VTC_VXLAN:
         return wire_parse_vxlan(payload, length, copy);

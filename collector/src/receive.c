@@ -20,6 +20,7 @@
 #endif
 
 #define BATCH 128u
+#define RING_BATCH 1u /* blocks; the table is locked meanwhile */
 /* Room for the largest datagram; the odd lines keep the buffers' first bytes from falling into the same cache set. */
 #define BUFFER_STRIDE (65536u + 64u * 7u)
 #define CONTROL_SIZE 64u
@@ -79,10 +80,22 @@ int vtc_add_socket(struct vtc_collector *collector, uint32_t kind, int fd, uint3
     return 0;
 }
 
+int vtc_add_ring(struct vtc_collector *collector, int fd, uint32_t interface, uint32_t port, uint32_t bytes, char *error, size_t error_size)
+{
+    if (collector->source_count == MAX_SOURCES)
+        return fail(error, error_size, "at most %d sockets", MAX_SOURCES);
+    struct source *source = &collector->sources[collector->source_count++];
+    *source = (struct source){.kind = VTC_RING, .fd = fd};
+    if (ring_open(&source->ring, fd, interface, (uint16_t)port, bytes) < 0)
+        return fail(error, error_size, "the ring cannot be set up: %s", strerror(errno));
+    return 0;
+}
+
 void receive_close(struct vtc_collector *collector)
 {
     for (uint32_t index = 0; index < collector->source_count; index++) {
         struct source *source = &collector->sources[index];
+        ring_close(&source->ring);
         close(source->fd);
         free(source->messages);
         free(source->vectors);
@@ -97,6 +110,8 @@ void receive_close(struct vtc_collector *collector)
 /* The kernel's count is the one that SO_RXQ_OVFL attaches to datagrams, read here without waiting for the next datagram. */
 static uint64_t new_drops(struct source *source)
 {
+    if (source->kind == VTC_RING)
+        return ring_new_drops(source->fd);
     uint32_t memory[SK_MEMINFO_VARS] = {0};
     socklen_t size = sizeof memory;
     if (getsockopt(source->fd, SOL_SOCKET, SO_MEMINFO, memory, &size) < 0)
@@ -176,20 +191,38 @@ static uint32_t receive_batch(struct vtc_collector *collector, struct source *so
     return (uint32_t)got;
 }
 
+/* Blocks instead of messages; in the ring a packet stays unseen until its block is full or retired. */
+static uint32_t receive_ring(struct vtc_collector *collector, struct source *source)
+{
+    collector->real_ns = clock_ns(CLOCK_REALTIME);
+    collector->drops_fresh = false;
+    pthread_mutex_lock(&collector->table_lock);
+    const uint32_t blocks = ring_receive(collector, &source->ring, RING_BATCH);
+    pthread_mutex_unlock(&collector->table_lock);
+    if (blocks)
+        COUNT(collector->receive_counts.receive_batches, 1);
+    return blocks;
+}
+
 /* One batch of each source. `drained`: no source had more than that. */
 static uint32_t receive_round(struct vtc_collector *collector, bool *drained)
 {
     uint32_t total = 0;
+    uint64_t unseen_ns = 0;
     const uint64_t now_ns = clock_ns(CLOCK_MONOTONIC);
     collector->now_ns = now_ns;
     *drained = true;
     for (uint32_t index = 0; index < collector->source_count; index++) {
-        const uint32_t got = receive_batch(collector, &collector->sources[index]);
+        struct source *source = &collector->sources[index];
+        const bool captures = source->kind == VTC_RING;
+        const uint32_t got = captures ? receive_ring(collector, source) : receive_batch(collector, source);
         total += got;
-        *drained = *drained && got < BATCH;
+        *drained = *drained && got < (captures ? RING_BATCH : BATCH);
+        if (captures)
+            unseen_ns = 2 * RING_RETIRE_NS;
     }
     if (*drained)
-        collector->drained_ns = now_ns;
+        collector->drained_ns = now_ns - unseen_ns;
     return total;
 }
 

@@ -17,7 +17,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define VTC_ABI 1
+#define VTC_ABI 2
 #define VTC_ADDRESSES 16
 #define VTC_NO_TAP UINT32_MAX
 
@@ -30,6 +30,7 @@ enum vtc_source {
     VTC_VXLAN = 1,    /* a UDP socket; the payload starts with VXLAN */
     VTC_GRE_RAW4 = 2, /* a raw IPv4 socket of protocol 47; the payload starts with the IPv4 header */
     VTC_GRE_RAW6 = 3, /* a raw IPv6 socket of protocol 47; the payload starts with GRE */
+    VTC_RING = 4,     /* a packet socket (SOCK_DGRAM); datagrams as those of VTC_GRE_UDP, captured on an interface */
 };
 
 struct vtc_config {
@@ -80,6 +81,7 @@ struct vtc_counts {
     uint64_t last_write_error; /* errno, 0 since the last success */
     uint64_t chunks_used, chunks_allocated;
     uint64_t files_opened;
+    uint64_t captured;            /* of the datagrams, those that came through a ring */
 };
 
 struct vtc_select {
@@ -105,6 +107,10 @@ struct vtc_file_summary {
 uint32_t vtc_abi(void);
 struct vtc_collector *vtc_open(const struct vtc_config *config, char *error, size_t error_size);
 int vtc_add_socket(struct vtc_collector *collector, uint32_t source, int fd, uint32_t receive_buffer, char *error, size_t error_size);
+/* Capture on an interface, by a ring of `bytes`, what datagrams for `port` ring.c says. `fd`: an unbound packet socket. */
+int vtc_add_ring(struct vtc_collector *collector, int fd, uint32_t interface, uint32_t port, uint32_t bytes, char *error, size_t error_size);
+/* Two UDP sockets bound to the same address with SO_REUSEPORT: the second swallows what a ring takes. */
+int vtc_divert(int first, int second, uint16_t port, char *error, size_t error_size);
 int vtc_start(struct vtc_collector *collector, char *error, size_t error_size);
 /* Drains the sockets, closes the files with their last statistics, ends all threads. */
 void vtc_stop(struct vtc_collector *collector);

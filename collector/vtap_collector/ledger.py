@@ -50,7 +50,12 @@ def own_terms(core: CoreCounts) -> dict[str, Any]:
     return {
         "unannounced": {"key": core.unannounced_key, "address": core.unannounced_address},
         "malformed": core.malformed,
-        "socket": {"overflow": core.socket_overflow, "unexplained": core.socket_unexplained, "datagrams": core.datagrams},
+        "socket": {
+            "overflow": core.socket_overflow,
+            "unexplained": core.socket_unexplained,
+            "datagrams": core.datagrams,
+            "captured": core.captured,
+        },
         "writer": {"errors": core.write_errors, "lastError": core.last_write_error, "filesOpened": core.files_opened},
     }
 

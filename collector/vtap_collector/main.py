@@ -27,7 +27,16 @@ from vtap_collector.native import Core, CoreSettings, Sink
 from vtap_collector.registry import Registry
 from vtap_collector.server import Server, Token
 from vtap_collector.service import Service
-from vtap_collector.sockets import VXLAN_PORT, DataSocket, Endpoint, open_sockets, parse_endpoint, parse_endpoints
+from vtap_collector.sockets import (
+    VXLAN_PORT,
+    DataSocket,
+    Endpoint,
+    Ring,
+    open_rings,
+    open_sockets,
+    parse_endpoint,
+    parse_endpoints,
+)
 from vtap_collector.storage import Storage
 
 log = logging.getLogger("vtap_collector")
@@ -46,6 +55,7 @@ class Options:
     listen: Endpoint | None
     token_file: Path | None
     gre: bool
+    rings: tuple[str, ...]
     vxlan_port: int | None
     receive_buffer: int
     retain_bytes: int
@@ -84,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--gre", action="store_true", help="receive bare GRE too (CAP_NET_RAW)")
     add("--erspan", action="store_true", help="receive ERSPAN II too (CAP_NET_RAW)")
     add("--vxlan", nargs="?", type=_natural, const=VXLAN_PORT, metavar="PORT", help="receive VXLAN too (port 4789)")
+    add("--ring", default="", metavar="INTERFACE,…", help="capture there what needs no IP stack (CAP_NET_RAW)")
     add("--rotate-size", type=_bytes, default=defaults.rotate_bytes, help="bytes of a file at most, 0: any (256Mi)")
     add("--rotate-interval", type=_seconds, default=0, help="time a file spans at most, 0: any (0)")
     add("--rotate-count", type=_natural, default=0, help="packets of a file at most, 0: any (0)")
@@ -111,6 +122,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         listen=parse_endpoint(given.listen, "--listen") if given.listen else None,
         token_file=given.token_file,
         gre=given.gre or given.erspan,
+        rings=tuple(name for name in given.ring.split(",") if name),
         vxlan_port=given.vxlan,
         receive_buffer=min(given.receive_buffer, 1 << 30),
         retain_bytes=given.retain_bytes,
@@ -190,7 +202,7 @@ async def _until_signal() -> None:
     await stop.wait()
 
 
-async def _run(options: Options, core: Core, storage: Storage, sockets: Sequence[DataSocket]) -> None:
+async def _run(options: Options, core: Core, storage: Storage, sockets: Sequence[DataSocket], rings: Sequence[Ring]) -> None:
     token = Token(options.token_file) if options.token_file else None
     unix_path = _unix_path(options.run_dir)
     registry = Registry(core, options.settings)
@@ -200,6 +212,9 @@ async def _run(options: Options, core: Core, storage: Storage, sockets: Sequence
     for item in sockets:
         core.add_socket(item.source, os.dup(item.socket.fileno()), options.receive_buffer)
         item.socket.close()
+    for ring in rings:
+        core.add_ring(os.dup(ring.socket.fileno()), ring.interface, ring.port, options.receive_buffer)
+        ring.socket.close()
     core.start()
     stopped = asyncio.create_task(_until_signal())
     runners: list[web.AppRunner] = []
@@ -221,11 +236,12 @@ async def _run(options: Options, core: Core, storage: Storage, sockets: Sequence
 def run(options: Options) -> None:
     """Until SIGTERM or SIGINT. Raises CollectorError."""
     _raise_descriptor_limit()
-    sockets = open_sockets(options.data, options.gre, options.vxlan_port)
+    sockets = open_sockets(options.data, options.gre, options.vxlan_port, ringed=bool(options.rings))
+    rings = open_rings(options.rings, sockets)
     storage = Storage(options.directory)
     core = Core(storage.descriptor, options.settings)
     try:
-        asyncio.run(_run(options, core, storage, sockets))
+        asyncio.run(_run(options, core, storage, sockets, rings))
     finally:
         core.stop()
         core.free()

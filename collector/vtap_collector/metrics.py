@@ -90,6 +90,7 @@ def _own_counters(numbers: Numbers) -> Iterable[Metric]:
     yield unannounced
     for name, text, value in (
         ("datagrams", "Datagrams taken off the sockets.", core.datagrams),
+        ("captured_datagrams", "Of these, those that came through a ring.", core.captured),
         ("malformed_packets", "Datagrams that are no copy.", core.malformed),
         ("socket_overflow_packets", "Datagrams the kernel dropped because a socket's buffer was full.", core.socket_overflow),
         ("write_errors", "Failed writes of capture files.", core.write_errors),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import ipaddress
 from collections.abc import Sequence
-from ctypes import c_char_p, c_int, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import c_char_p, c_int, c_int32, c_int64, c_size_t, c_uint16, c_uint32, c_uint64, c_void_p
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from vtap_collector.errors import CollectorError, Refused
 
-ABI = 1
+ABI = 2
 NO_TAP = 0xFFFFFFFF
 MAX_ADDRESSES = 16
 _ERROR_SIZE = 1024
@@ -106,7 +106,7 @@ class _CoreCounts(_Counts):
         for name in (
             "datagrams", "unannounced_key", "unannounced_address", "malformed", "socket_overflow", "socket_unexplained",
             "receive_errors", "receive_batches", "write_errors", "last_write_error", "chunks_used", "chunks_allocated",
-            "files_opened",
+            "files_opened", "captured",
         )
     ]  # fmt: skip
 
@@ -163,6 +163,8 @@ class CoreCounts:
     chunks_used: int
     chunks_allocated: int
     files_opened: int
+    captured: int
+    """Of the datagrams, those that came through a ring."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +240,8 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "vtc_abi": (c_uint32, []),
     "vtc_open": (c_void_p, [ctypes.POINTER(_Config), c_char_p, c_size_t]),
     "vtc_add_socket": (c_int, [c_void_p, c_uint32, c_int, c_uint32, c_char_p, c_size_t]),
+    "vtc_add_ring": (c_int, [c_void_p, c_int, c_uint32, c_uint32, c_uint32, c_char_p, c_size_t]),
+    "vtc_divert": (c_int, [c_int, c_int, c_uint16, c_char_p, c_size_t]),
     "vtc_start": (c_int, [c_void_p, c_char_p, c_size_t]),
     "vtc_stop": (None, [c_void_p]),
     "vtc_free": (None, [c_void_p]),
@@ -306,6 +310,13 @@ def replay(files: Sequence[int], selection: Selection, out: int) -> ConsumerCoun
     return ConsumerCounts(**counts.values())
 
 
+def divert(first: int, second: int, port: int) -> None:
+    """Of two UDP sockets of one SO_REUSEPORT group, let the second swallow what rings take. Raises CollectorError."""
+    error = ctypes.create_string_buffer(_ERROR_SIZE)
+    if library().vtc_divert(first, second, port, error, _ERROR_SIZE) < 0:
+        raise CollectorError(_text(error))
+
+
 def scan(file: int) -> FileSummary:
     """Sum up an open pcapng file."""
     summary = _FileSummary()
@@ -356,6 +367,10 @@ class Core:
     def add_socket(self, source: Source, descriptor: int, receive_buffer: int) -> None:
         """The core takes the bound, non-blocking socket over."""
         self._check(self._library.vtc_add_socket(self._handle, source, descriptor, receive_buffer, self._error, _ERROR_SIZE))
+
+    def add_ring(self, descriptor: int, interface: int, port: int, size: int) -> None:
+        """Capture on an interface (its index) what comes for `port`; the core takes the unbound packet socket over."""
+        self._check(self._library.vtc_add_ring(self._handle, descriptor, interface, port, size, self._error, _ERROR_SIZE))
 
     def start(self) -> None:
         self._check(self._library.vtc_start(self._handle, self._error, _ERROR_SIZE))

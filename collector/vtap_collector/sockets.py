@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vtap_collector.errors import CollectorError
-from vtap_collector.native import Source
+from vtap_collector.native import Source, divert
 
 GRE_UDP_PORT = 4754
 VXLAN_PORT = 4789
@@ -32,10 +32,11 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class DataSocket:
-    """A bound, non-blocking socket and what it delivers."""
+    """A bound, non-blocking socket and what it delivers. Nobody reads `swallower`, it only has to be open."""
 
     source: Source
     socket: socket.socket
+    swallower: socket.socket | None = None
 
     @property
     def endpoint(self) -> Endpoint:
@@ -66,12 +67,44 @@ def parse_endpoints(text: str, option: str) -> list[Endpoint]:
     return [parse_endpoint(part.strip(), option, GRE_UDP_PORT) for part in text.split(",")]
 
 
-def open_sockets(endpoints: Sequence[Endpoint], gre: bool, vxlan_port: int | None) -> list[DataSocket]:
-    """UDP for each endpoint, and on the same addresses VXLAN and raw GRE where asked for. Raises CollectorError."""
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """A packet socket to capture on an interface with, and the port of the datagrams wanted."""
+
+    socket: socket.socket
+    interface: int
+    port: int
+
+
+def open_rings(interfaces: Sequence[str], data: Sequence[DataSocket]) -> list[Ring]:
+    """One for each interface, for the one port that all GRE-in-UDP sockets listen on. Raises CollectorError."""
+    ports = {item.endpoint.port for item in data if item.source is Source.GRE_UDP}
+    if interfaces and len(ports) != 1:
+        raise CollectorError("--ring needs one port for all addresses of --listen-data")
+    return [_ring(name, port) for name in interfaces for port in ports]
+
+
+def _ring(interface: str, port: int) -> Ring:
+    try:
+        index = socket.if_nametoindex(interface)
+        return Ring(socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0), index, port)
+    except PermissionError:
+        raise CollectorError(
+            "--ring needs CAP_NET_RAW; without it leave the option out, the sockets receive all there is"
+        ) from None
+    except OSError as error:
+        raise CollectorError(f"--ring {interface}: {error.strerror}") from None
+
+
+def open_sockets(endpoints: Sequence[Endpoint], gre: bool, vxlan_port: int | None, ringed: bool = False) -> list[DataSocket]:
+    """UDP for each endpoint, and on the same addresses VXLAN and raw GRE where asked for. Raises CollectorError.
+
+    `ringed`: a ring takes most of it, see src/ring.c.
+    """
     opened: list[DataSocket] = []
     try:
         for endpoint in endpoints:
-            opened.append(_udp(Source.GRE_UDP, endpoint))
+            opened.append(_ringed(endpoint) if ringed else _udp(Source.GRE_UDP, endpoint))
             if vxlan_port is not None:
                 opened.append(_udp(Source.VXLAN, Endpoint(endpoint.address, vxlan_port)))
             if gre:
@@ -83,17 +116,26 @@ def open_sockets(endpoints: Sequence[Endpoint], gre: bool, vxlan_port: int | Non
     return opened
 
 
-def _udp(source: Source, endpoint: Endpoint) -> DataSocket:
+def _ringed(endpoint: Endpoint) -> DataSocket:
+    first = _udp(Source.GRE_UDP, endpoint, shared=True)
+    second = _udp(Source.GRE_UDP, first.endpoint, shared=True)
+    divert(first.socket.fileno(), second.socket.fileno(), first.endpoint.port)
+    return DataSocket(first.source, first.socket, second.socket)
+
+
+def _udp(source: Source, endpoint: Endpoint, shared: bool = False) -> DataSocket:
     """The IPv6 wildcard takes IPv4 as well; on a machine without IPv6 it becomes the IPv4 wildcard."""
     wildcard = endpoint.address == "::"
     try:
         opened = socket.socket(socket.AF_INET6 if endpoint.is_ipv6 else socket.AF_INET, socket.SOCK_DGRAM)
     except OSError as error:
         if wildcard and error.errno == errno.EAFNOSUPPORT:
-            return _udp(source, Endpoint("0.0.0.0", endpoint.port))
+            return _udp(source, Endpoint("0.0.0.0", endpoint.port), shared)
         raise CollectorError(f"{endpoint}: {error.strerror}") from None
     if endpoint.is_ipv6:
         opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not wildcard)
+    if shared:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     return DataSocket(source, _bound(opened, endpoint))
 
 

@@ -182,6 +182,30 @@ def test_bare_gre_and_erspan(tmp_path: Path) -> None:
         collector.at_rest(6, 20)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="packet sockets need CAP_NET_RAW")
+@pytest.mark.parametrize("data", ["127.0.0.1:0", "[::1]:0", "[::]:0"])
+def test_ring_and_sockets_share_the_datagrams_without_overlap(tmp_path: Path, data: str) -> None:
+    """The ring takes those without checksum and fragments, the socket the others; each comes once."""
+    with CollectorProcess(tmp_path, "--ring=lo", data=data) as collector:
+        v6 = data == "[::1]:0"
+        address = "::1" if v6 else "127.0.0.1"
+        target = (address, collector.endpoint()[1])
+        collector.announce(a_stream(1), addresses=[address])
+        family = socket.AF_INET6 if v6 else socket.AF_INET
+        with socket.socket(family, socket.SOCK_DGRAM) as plain, socket.socket(family, socket.SOCK_DGRAM) as bare:
+            if v6:
+                bare.setsockopt(socket.IPPROTO_UDP, 101, 1)  # UDP_NO_CHECK6_TX
+            else:
+                bare.setsockopt(socket.SOL_SOCKET, 11, 1)  # SO_NO_CHECK
+            for number in range(300):
+                sender = bare if number % 3 else plain
+                sender.sendto(copy(1, number, numbered_frame(number, size=1400 if number % 2 else 64)), target)
+        collector.at_rest(1, 300)
+        assert sorted(numbers_in(collector)) == list(range(300))
+        captured = collector.get("/v1/ledger")["socket"]["captured"]
+        assert captured == (100 if v6 else 200)  # of IPv6, those that are short
+
+
 # ---- faults ----
 
 

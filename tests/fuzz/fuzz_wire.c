@@ -1,7 +1,7 @@
 /* The parsers on arbitrary bytes: what they accept must lie within what they were given. */
 #include <stdlib.h>
 
-#include "wire.h"
+#include "core.h"
 
 static void check(const uint8_t *data, size_t size, const struct wire_copy *copy)
 {
@@ -24,6 +24,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         check(data, size, &copy);
     if (wire_parse_vxlan(data, size, &copy))
         check(data, size, &copy);
+    uint8_t address[16];
+    if (ring_unwrap(data, size, address, &payload, &payload_size) && (payload < data || payload + payload_size > data + size))
+        abort();
     if (wire_skip_ipv4(data, size, 47, &payload, &payload_size) && wire_parse_gre(payload, payload_size, &copy))
         check(payload, payload_size, &copy);
     return 0;

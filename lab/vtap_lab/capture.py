@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vtap_lab.datagrams import MAGIC, Datagram
-from vtap_lab.errors import LabError
+from vtap_lab.errors import PATIENCE, LabError
 
 
 def tshark(file: Path, *arguments: str, timeout: float = 60) -> str:
     """`tshark -n -r FILE ARGUMENTS`; LabError when it finds the file damaged or the arguments wrong."""
     command = ["tshark", "-n", "-r", str(file), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout * PATIENCE, check=False)
     if done.returncode != 0:
         raise LabError(f"{' '.join(command)}: {done.stderr.strip()}")
     return done.stdout

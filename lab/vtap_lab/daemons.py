@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from vtap_api import ledger
-from vtap_lab.errors import LabError
+from vtap_lab.errors import PATIENCE, LabError
 from vtap_lab.processes import LabProcess
 
 _ANSWER_TIMEOUT = 5.0
@@ -20,7 +20,7 @@ _ANSWER_TIMEOUT = 5.0
 
 class _UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=_ANSWER_TIMEOUT)
+        super().__init__("localhost", timeout=_ANSWER_TIMEOUT * PATIENCE)
         self._path = path
 
     def connect(self) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
+
+PATIENCE = float(os.environ.get("VTAP_LAB_PATIENCE", "1"))
+"""How many times longer than usual to wait, on a machine that is emulated or very busy."""
 
 
 class LabError(Exception):
@@ -12,7 +16,7 @@ class LabError(Exception):
 
 def comes_true(condition: Callable[[], object], timeout: float, every: float = 0.02) -> bool:
     """Wait until `condition()` is true, for `timeout` seconds at most; whether it came true."""
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + timeout * PATIENCE
     while not condition():
         if time.monotonic() > deadline:
             return False

@@ -118,14 +118,19 @@ class Lab:
             self.directory / "ovs", self.node, userspace_tso=self.options.userspace_tso, datapath=self.options.datapath
         )
         self.switch.start()
+        self._add_bridge()
+        self._write_pods()
+
+    def _add_bridge(self) -> None:
         self.switch.add_bridge(BRIDGE)
+        if problem := self.switch.vsctl("get", "Interface", BRIDGE, "error").strip("[]"):
+            raise LabError(f"Open vSwitch can't make the device of bridge {BRIDGE}: {problem}")
         self.ip(
             self.node,
             f"link set {BRIDGE} up",
             f"addr add {_pod_address(0, 1)}/16 dev {BRIDGE}",
             f"addr add {_pod_address6(0, 1)}/64 dev {BRIDGE} nodad",
         )
-        self._write_pods()
 
     def _connect_collector(self) -> None:
         mtu = self.options.underlay_mtu

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vtap_lab.errors import LabError, comes_true
+from vtap_lab.errors import PATIENCE, LabError, comes_true
 from vtap_lab.registry import NETNS
 
 STOP_TIMEOUT = 10.0
@@ -28,7 +28,7 @@ def run_in(namespace: str, argv: Sequence[str], *, check: bool = True, timeout: 
     """Run a command to its end and return what it printed; LabError with its complaint when it fails and `check` is set."""
     try:
         done = subprocess.run(
-            in_namespace(namespace, argv), input=stdin, capture_output=True, text=True, timeout=timeout, check=False
+            in_namespace(namespace, argv), input=stdin, capture_output=True, text=True, timeout=timeout * PATIENCE, check=False
         )
     except subprocess.TimeoutExpired as late:
         raise LabError(f"{' '.join(argv)}: still running after {timeout:g} s") from late
@@ -59,7 +59,7 @@ class LabProcess:
     def wait(self, timeout: float) -> int:
         """The exit status; LabError when it still runs after `timeout` seconds."""
         try:
-            return self.process.wait(timeout)
+            return self.process.wait(timeout * PATIENCE)
         except subprocess.TimeoutExpired as late:
             raise LabError(f"{self.name}: still running after {timeout:g} s") from late
 
@@ -89,7 +89,7 @@ class LabProcess:
         if self.is_running:
             self.process.send_signal(number)
             try:
-                self.process.wait(STOP_TIMEOUT)
+                self.process.wait(STOP_TIMEOUT * PATIENCE)
             except subprocess.TimeoutExpired:
                 self.process.kill()
         return self.process.wait()

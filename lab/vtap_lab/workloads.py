@@ -21,6 +21,8 @@ import dns.rcode
 import dns.rdatatype
 import dns.rrset
 
+from vtap_lab.errors import PATIENCE
+
 READY = "ready"
 DNS_NAME = "web.shop.svc.cluster.local."
 _TIMEOUT = 5.0
@@ -66,7 +68,7 @@ def http_client(address: str, port: int, rate: float) -> None:
     """A request on a connection of its own, `rate` times a second."""
 
     def fetch(number: int) -> bool:
-        connection = http.client.HTTPConnection(address, port, timeout=_TIMEOUT)
+        connection = http.client.HTTPConnection(address, port, timeout=_TIMEOUT * PATIENCE)
         try:
             connection.request("GET", f"/order/{number}")
             return connection.getresponse().status == 200
@@ -97,7 +99,7 @@ def dns_client(address: str, port: int, rate: float) -> None:
     """Ask for DNS_NAME, `rate` times a second."""
 
     def ask(_: int) -> bool:
-        reply = dns.query.udp(dns.message.make_query(DNS_NAME, "A"), address, _TIMEOUT, port)
+        reply = dns.query.udp(dns.message.make_query(DNS_NAME, "A"), address, _TIMEOUT * PATIENCE, port)
         return reply.rcode() == dns.rcode.NOERROR and len(reply.answer) == 1
 
     _repeat(ask, rate)

@@ -114,7 +114,8 @@ def test_a_host_end_that_moves_to_another_namespace(shared_lab: Lab, watched: Wa
     watched.wait(lambda: watched.interfaces("moved")["eth0"].host_name == "")
     shared_lab.delete_namespace(pod.netns)
     watched.wait(lambda: not watched.interfaces("moved"))
-    assert any("shop" not in problem and pod.netns in problem for problem in watched.snapshot().problems)
+    assert any(pod.netns in problem for problem in watched.snapshot().problems)
+    assert "moved" in {item.ref.name for item in watched.snapshot().pods}, "declared is declared"
     del shared_lab.pods[str(pod)]
     shared_lab._write_pods()  # pyright: ignore[reportPrivateUsage]
 

@@ -200,17 +200,19 @@ class _Running:
         interfaces: list[PodInterface] = []
         problems = list(here.problems)
         in_use: set[Identity] = set()
-        for pod in here.pods:
+        for declared in here.pods:
+            pod = declared
             try:
                 identity = _identity(pod.netns) if pod.netns else None
-                is_node = identity == self._own
-                pods.append(replace(pod, host_network=True) if is_node else pod)
-                if identity is not None and not is_node and not pod.host_network:
+                if identity == self._own:
+                    pod = replace(pod, host_network=True)
+                elif identity is not None and not pod.host_network:
                     in_use.add(identity)
                     looked, view = self._pod_view(identity, pod.netns)
                     interfaces += looked.interfaces(pod.ref, view, node, ports)
             except (OSError, NetlinkError) as error:
                 problems.append(_unreadable(pod, error))
+            pods.append(pod)
         self._looked = {identity: looked for identity, looked in self._looked.items() if identity in in_use}
         next_hops = self._next_hops.resolve(remotes)
         problems += self._next_hops.problems

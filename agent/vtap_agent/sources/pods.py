@@ -153,10 +153,12 @@ class PodsFile(_PodSource):
         super().__init__(netns_directory)
         self._file = file.absolute()
         self._declared: tuple[DeclaredPod, ...] = ()
+        self._mistakes: tuple[str, ...] = ()
+        self._content: Content | None = None
 
     def _read(self) -> tuple[PodsSnapshot, Mapping[Path, Names], bool]:
         content = self._reader.read(self._file)
-        problems = self._take(content)
+        self._take(content)
         declared = [(item, str(self._netns_directory / item.netns)) for item in self._declared]
         paths = [path for _, path in declared]
         # The directory whole: its names are made before and removed after the namespaces themselves.
@@ -166,18 +168,20 @@ class PodsFile(_PodSource):
             *(anchors(Path(path)) for path in paths if not path.startswith("/proc/")),
         )
         found = pods_of(declared, self._ids.uids(paths), str(self._file))
-        return PodsSnapshot(found.pods, (*problems, *found.problems)), directories, bool(content and content.unsettled)
+        found = PodsSnapshot(found.pods, (*self._mistakes, *found.problems))
+        return found, directories, bool(content and content.unsettled)
 
-    def _take(self, content: Content | None) -> tuple[str, ...]:
+    def _take(self, content: Content | None) -> None:
+        """Remember what the file says; while it is being written, what it said."""
         if content is None:
             self._declared = ()
-            return (f"{self._file}: there is no such file; make it, or name another with --pods.",)
-        if content.unsettled:
-            return self._snapshot.problems
-        declared, problems = parse_pods(content, str(self._file))
-        if not problems:
-            self._declared = declared
-        return problems
+            self._mistakes = (f"{self._file}: there is no such file; make it, or name another with --pods.",)
+        elif not content.unsettled and content != self._content:
+            declared, self._mistakes = parse_pods(content, str(self._file))
+            if not self._mistakes:
+                self._declared = declared
+        if content is None or not content.unsettled:
+            self._content = content
 
 
 @dataclass(slots=True)

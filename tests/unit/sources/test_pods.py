@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -101,5 +102,25 @@ def test_a_missing_file_holds_no_pods_and_says_so(tmp_path: Path) -> None:
         assert source.snapshot() == PodsSnapshot(
             problems=(f"{tmp_path / 'pods.yaml'}: there is no such file; make it, or name another with --pods.",)
         )
+    finally:
+        source.stop()
+
+
+def test_a_bad_file_keeps_its_pods_also_while_it_is_written_again(tmp_path: Path) -> None:
+    file = tmp_path / "pods.yaml"
+    file.write_text("- {name: a, netns: vtap-nowhere}\n")
+    source = PodsFile(file, netns_directory=tmp_path)
+    changed = threading.Event()
+    source.on_change(changed.set)
+    source.start()
+    try:
+        before = source.snapshot()
+        assert [pod.ref.name for pod in before.pods] == ["a"] and len(before.problems) == 1
+        with file.open("w") as writing:
+            writing.write("- {name: [")
+            writing.flush()
+            assert not changed.wait(0.1) and source.snapshot() == before
+        assert changed.wait(5)
+        assert source.snapshot().pods == before.pods and len(source.snapshot().problems) == 2
     finally:
         source.stop()

@@ -1,7 +1,7 @@
 """What `pick` and `send` cost a packet, by BPF_PROG_TEST_RUN: nanoseconds over an empty program in the same run, interleaved.
 
-Programs that leave a packet as it is run on it many times over. `pick` of a selected packet masks its EtherType: a wrapper puts it
-back first. `send` lengthens the packet: a wrapper takes the outer header off again, and what that takes is measured apart and
+Programs that leave a packet as it is run on it many times over. `pick` of a selected packet masks its EtherType: a wrapper puts
+it back first. `send` lengthens the packet: a wrapper takes the outer header off again, and what that takes is measured apart and
 subtracted, by runs of 12 less runs of 2, so that neither the start nor a cold cache is in it.
 """
 
@@ -188,9 +188,8 @@ def main() -> int:
     title = f"An empty program takes {empty:.0f} ns here."
     header = ["preprocessor", "ns over empty", "spread", "of empty", "goal"]
     print(table(title, header, [line(*row) for row in measured.items()]))
-    print(
-        f"selected: pick {selected.median('pick'):.0f} ns, send {selected.median('send'):.0f} ns (GRE-in-UDP over IPv4 with trailer)"
-    )
+    pick, send = selected.median("pick"), selected.median("send")
+    print(f"selected: pick {pick:.0f} ns, send {send:.0f} ns (GRE-in-UDP over IPv4 with trailer)")
     verdict = "reached" if hundred <= 1.2 * one else "missed"
     print(f"100 taps of which one matches: {hundred / one:.2f} times one tap (goal ≤ 1.2, {verdict})")
     print(f"maps: {maps / 2**20:.1f} MiB")

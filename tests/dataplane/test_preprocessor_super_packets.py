@@ -1,4 +1,4 @@
-"""What the kernel hands over unsegmented: as Open vSwitch with userspace TSO writes it, by a packet socket with virtio headers."""
+"""What the kernel hands over unsegmented, written as Open vSwitch with userspace TSO does: with virtio headers."""
 
 from __future__ import annotations
 

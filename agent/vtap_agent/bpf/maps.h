@@ -11,7 +11,20 @@
 #define FRAGMENT_BYTES 8192
 
 
+/* What `send` decides about one copy is kept here and not on its stack: the verifier forgets it, which keeps the paths few. */
+struct copy {
+	__u32 kept; /* bytes of the frame with its tags */
+	__u32 frame; /* the same before anything was cut */
+	__u32 flags;
+	__u32 payload; /* behind the outer IP header: tunnel, copy, trailer */
+	__u32 sequence;
+	__u32 parts; /* IP fragments, 1 = none */
+	__u32 part; /* bytes of payload in each but the last */
+	__u32 zero;
+};
+
 struct scratch {
+	struct copy copy;
 	__u64 header[MAX_HEADER * 2 / 8];
 	__u8 tail[FRAGMENT_BYTES * 2]; /* twice: the verifier adds up the largest offset and the largest size */
 };

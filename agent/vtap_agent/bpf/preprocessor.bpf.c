@@ -198,6 +198,7 @@ static __always_inline int send_copy(struct __sk_buff *skb)
 	j.scratch = bpf_map_lookup_elem(&scratches, &zero);
 	if (!j.counters || !j.point || !shared || !j.scratch)
 		return TC_ACT_SHOT;
+	j.copy = &j.scratch->copy;
 	j.counters->arrived++;
 	if (j.ticket->mode != TICKET_WHOLE)
 		program = whole(&programs, j.ticket->program);
@@ -231,20 +232,20 @@ static __always_inline int send_copy(struct __sk_buff *skb)
 		j.counters->dropped_clone++;
 		return TC_ACT_SHOT;
 	}
-	j.sequence = __sync_fetch_and_add(&shared->sequence, 1);
+	j.copy->sequence = __sync_fetch_and_add(&shared->sequence, 1);
 	verdict = wrap_up(skb, &j) ? TC_ACT_SHOT : TC_ACT_OK;
 	/* volatile: else clang merges the two into a write that the verifier refuses. */
 	*(volatile __u32 *)&skb->mark = 0;
 	*(volatile __u32 *)&skb->queue_mapping = 0;
 	if (verdict == TC_ACT_OK)
-		verdict = j.parts > 1 ? fragment(skb, &j) : bpf_redirect(j.destination->ifindex, 0);
+		verdict = j.copy->parts > 1 ? fragment(skb, &j) : bpf_redirect(j.destination->ifindex, 0);
 	if (verdict != TC_ACT_REDIRECT && give_back(shared, &j)) {
 		j.counters->dropped_redirect++;
 		return TC_ACT_SHOT;
 	}
 	j.counters->sent++;
 	j.counters->sent_bytes += outer_bytes(&j);
-	if (j.flags)
+	if (j.copy->flags)
 		j.counters->truncated++;
 	return verdict;
 }

@@ -46,14 +46,16 @@ static __always_inline __u32 drawn_by(const struct program *program)
 /* How many of `count` packets the window still has room for; takes them. */
 static __always_inline __u32 take_from_window(struct shared *shared, const struct program *program, __u32 count)
 {
-	__u64 window, old, taken, next;
+	__u64 now, window, old, taken, next;
 	__u32 i, granted;
 
 	if (!program->interval_ns)
 		return 0;
-	window = bpf_ktime_get_coarse_ns() / program->interval_ns;
+	now = bpf_ktime_get_coarse_ns() / program->interval_ns;
 	for (i = 0; i < MAX_TRIES; i++) {
 		old = *(volatile __u64 *)&shared->window;
+		/* Another CPU may have read the clock later and begun the next window: that one holds. */
+		window = old >> WINDOW_SHIFT == now + 1 ? now + 1 : now;
 		taken = old >> WINDOW_SHIFT == window ? old & WINDOW_COUNT : 0;
 		if (taken >= program->packets)
 			return 0;

@@ -31,14 +31,8 @@ struct job {
 	struct send_counters *counters;
 	struct destination *destination;
 	struct scratch *scratch;
+	struct copy *copy;
 	struct point *point;
-	__u32 kept; /* of the frame with its tags */
-	__u32 frame; /* the frame with its tags */
-	__u32 flags;
-	__u32 payload; /* behind the outer IP header: tunnel, copy, trailer */
-	__u32 sequence;
-	__u32 parts; /* IP fragments, 1 = none */
-	__u32 part; /* bytes of payload in each but the last */
 };
 
 static __always_inline int next_selected(struct ticket *ticket, const struct program *program)
@@ -77,7 +71,7 @@ static __always_inline __u32 outer_header(const struct destination *d, int fragm
 
 static __always_inline __u32 outer_bytes(const struct job *j)
 {
-	return j->payload + j->parts * outer_header(j->destination, j->parts > 1);
+	return j->copy->payload + j->copy->parts * outer_header(j->destination, j->copy->parts > 1);
 }
 
 /* Into how many fragments, and how large. The last one isn't tiny: the kernel refuses to cut a packet in front of where it
@@ -86,24 +80,24 @@ static __always_inline int divide(struct job *j)
 {
 	__u32 most = (j->destination->mtu + ETHERNET - outer_header(j->destination, 1)) & ~7u;
 
-	if (!(j->destination->flags & DESTINATION_FRAGMENT) || j->payload > most * MAX_FRAGMENTS)
+	if (!(j->destination->flags & DESTINATION_FRAGMENT) || j->copy->payload > most * MAX_FRAGMENTS)
 		return -1;
-	if (j->payload <= most * 2) {
-		j->parts = 2;
-		j->part = (j->payload - LAST_FRAGMENT) & ~7u;
-		if (j->payload < 2 * LAST_FRAGMENT)
-			j->part = (j->payload / 2 + 7) & ~7u;
-		if (j->part > most)
-			j->part = most;
+	if (j->copy->payload <= most * 2) {
+		j->copy->parts = 2;
+		j->copy->part = (j->copy->payload - LAST_FRAGMENT) & ~7u;
+		if (j->copy->payload < 2 * LAST_FRAGMENT)
+			j->copy->part = (j->copy->payload / 2 + 7) & ~7u;
+		if (j->copy->part > most)
+			j->copy->part = most;
 	} else {
-		j->parts = (j->payload + most - 1) / most;
-		j->part = (j->payload / j->parts + 8) & ~7u;
-		if (j->part > most)
-			j->part = most;
+		j->copy->parts = (j->copy->payload + most - 1) / most;
+		j->copy->part = (j->copy->payload / j->copy->parts + 8) & ~7u;
+		if (j->copy->part > most)
+			j->copy->part = most;
 	}
-	if (j->payload - j->part < FRAGMENT_BYTES)
+	if (j->copy->payload - j->copy->part < FRAGMENT_BYTES)
 		return 0;
-	j->parts = 1;
+	j->copy->parts = 1;
 	return -1;
 }
 
@@ -115,16 +109,16 @@ static __always_inline int size_up(struct job *j, __u32 length)
 	__u32 tags = t->tag_count * 4, tunnel = d->header_length - ETHERNET - d->ip_length;
 	__u32 trailer = d->flags & DESTINATION_TRAILER ? TRAILER_LENGTH : 0, room;
 
-	j->frame = j->kept = length + tags;
-	j->flags = 0;
-	j->parts = 1;
-	if (t->cut && t->cut < j->kept) {
-		j->kept = t->cut < ETHERNET + tags ? ETHERNET + tags : t->cut;
-		if (j->kept < j->frame)
-			j->flags = TRAILER_CUT;
+	j->copy->frame = j->copy->kept = length + tags;
+	j->copy->flags = 0;
+	j->copy->parts = 1;
+	if (t->cut && t->cut < j->copy->kept) {
+		j->copy->kept = t->cut < ETHERNET + tags ? ETHERNET + tags : t->cut;
+		if (j->copy->kept < j->copy->frame)
+			j->copy->flags = TRAILER_CUT;
 	}
-	j->payload = tunnel + j->kept + trailer;
-	if (d->ip_length + j->payload <= d->mtu)
+	j->copy->payload = tunnel + j->copy->kept + trailer;
+	if (d->ip_length + j->copy->payload <= d->mtu)
 		return 0;
 	if (d->mtu < MINIMAL_MTU)
 		return -1;
@@ -133,9 +127,9 @@ static __always_inline int size_up(struct job *j, __u32 length)
 	room = d->ip_length + tunnel + trailer;
 	if (d->mtu < room + ETHERNET + tags)
 		return -1;
-	j->kept = d->mtu - room;
-	j->payload = tunnel + j->kept + trailer;
-	j->flags |= TRAILER_OVERSIZE;
+	j->copy->kept = d->mtu - room;
+	j->copy->payload = tunnel + j->copy->kept + trailer;
+	j->copy->flags |= TRAILER_OVERSIZE;
 	return 0;
 }
 
@@ -150,8 +144,8 @@ static __always_inline int write_trailer(struct __sk_buff *skb, const struct job
 	if ((void *)(trailer + 1) > end)
 		return -1;
 	trailer->time = bpf_cpu_to_be64(j->ticket->time);
-	trailer->length = bpf_htonl(j->frame);
-	trailer->flags = bpf_htons(j->flags);
+	trailer->length = bpf_htonl(j->copy->frame);
+	trailer->flags = bpf_htons(j->copy->flags);
 	trailer->version = TRAILER_VERSION;
 	trailer->zero = 0;
 	trailer->magic = bpf_htonl(TRAILER_MAGIC);
@@ -162,14 +156,14 @@ static __always_inline int write_trailer(struct __sk_buff *skb, const struct job
 static __always_inline int shape(struct __sk_buff *skb, struct job *j)
 {
 	struct ticket *t = j->ticket;
-	__u32 bare = j->kept - t->tag_count * 4;
-	if (j->kept < j->frame && bpf_skb_change_tail(skb, bare, 0)) {
+	__u32 bare = j->copy->kept - t->tag_count * 4;
+	if (j->copy->kept < j->copy->frame && bpf_skb_change_tail(skb, bare, 0)) {
 		/* The kernel cuts nothing in front of the transport header. */
 		bare = t->header_length;
 		if (bare >= skb->len || bpf_skb_change_tail(skb, bare, 0))
 			return -1;
-		j->payload += bare + t->tag_count * 4 - j->kept;
-		j->kept = bare + t->tag_count * 4;
+		j->copy->payload += bare + t->tag_count * 4 - j->copy->kept;
+		j->copy->kept = bare + t->tag_count * 4;
 	}
 	if (!(j->destination->flags & DESTINATION_TRAILER))
 		return 0;
@@ -216,7 +210,7 @@ static __always_inline __u32 stream_id(const struct job *j)
 static __always_inline void finish_udp(__u8 *udp, const struct job *j)
 {
 	*(__be16 *)udp = bpf_htons(49152 + (j->ticket->flow_hash & 16383));
-	*(__be16 *)(udp + 4) = bpf_htons(j->payload);
+	*(__be16 *)(udp + 4) = bpf_htons(j->copy->payload);
 }
 
 static __always_inline void finish_tunnel(__u8 *tunnel, const struct job *j)
@@ -226,10 +220,10 @@ static __always_inline void finish_tunnel(__u8 *tunnel, const struct job *j)
 	if (kind == ENCAP_GRE_UDP) {
 		finish_udp(tunnel, j);
 		*(__be32 *)(tunnel + 12) = bpf_htonl(id);
-		*(__be32 *)(tunnel + 16) = bpf_htonl(j->sequence);
+		*(__be32 *)(tunnel + 16) = bpf_htonl(j->copy->sequence);
 	} else if (kind == ENCAP_GRE) {
 		*(__be32 *)(tunnel + 4) = bpf_htonl(id);
-		*(__be32 *)(tunnel + 8) = bpf_htonl(j->sequence);
+		*(__be32 *)(tunnel + 8) = bpf_htonl(j->copy->sequence);
 	} else if (kind == ENCAP_VXLAN) {
 		finish_udp(tunnel, j);
 		*(__be32 *)(tunnel + 12) = bpf_htonl(id << 8);
@@ -239,9 +233,9 @@ static __always_inline void finish_tunnel(__u8 *tunnel, const struct job *j)
 
 		if (j->ticket->tag_count)
 			word |= 3 << 11;
-		if (j->kept < j->frame)
+		if (j->copy->kept < j->copy->frame)
 			word |= 1 << 10;
-		*(__be32 *)(tunnel + 4) = bpf_htonl(j->sequence);
+		*(__be32 *)(tunnel + 4) = bpf_htonl(j->copy->sequence);
 		*(__be32 *)(tunnel + 8) = bpf_htonl(word);
 		*(__be32 *)(tunnel + 12) =
 			bpf_htonl(((__u32)j->ticket->slot << 1 | (j->point->flags & POINT_EGRESS)) & 0xfffff);
@@ -273,8 +267,8 @@ static __always_inline int wrap_plain(struct __sk_buff *skb, struct job *j, int 
 	copy_words(data, d->header, length / 8); /* up to the key and the sequence, which are the packet's own */
 	finish_udp(data + ETHERNET + ip, j);
 	*(__be32 *)(data + ETHERNET + ip + 12) = bpf_htonl(stream_id(j));
-	*(__be32 *)(data + ETHERNET + ip + 16) = bpf_htonl(j->sequence);
-	finish_ip(d, data, j->payload, v6 ? 0 : IPV4_DF, 0, 0);
+	*(__be32 *)(data + ETHERNET + ip + 16) = bpf_htonl(j->copy->sequence);
+	finish_ip(d, data, j->copy->payload, v6 ? 0 : IPV4_DF, 0, 0);
 	*(__u16 *)(data + length + 12) = j->ticket->ethertype;
 	return 0;
 }
@@ -292,7 +286,7 @@ static __always_inline int wrap(struct __sk_buff *skb, struct job *j)
 	if (data + ETHERNET > end)
 		return -1;
 	__builtin_memcpy(macs, data, 12);
-	gap = v6 && j->parts > 1 ? FRAGMENT_HEADER : 0;
+	gap = v6 && j->copy->parts > 1 ? FRAGMENT_HEADER : 0;
 	length = d->header_length + gap;
 	if (length > MAX_HEADER || d->header_length < 42)
 		return -1;
@@ -303,8 +297,8 @@ static __always_inline int wrap(struct __sk_buff *skb, struct job *j)
 		copy_words(j->scratch->header + 7, d->header + 6, 6);
 	at = v6 ? ETHERNET + 40 + gap : ETHERNET + 20;
 	finish_tunnel(header + at, j);
-	if (j->parts == 1)
-		finish_ip(d, header, j->payload, v6 ? 0 : IPV4_DF, 0, 0);
+	if (j->copy->parts == 1)
+		finish_ip(d, header, j->copy->payload, v6 ? 0 : IPV4_DF, 0, 0);
 	at = length & (MAX_HEADER - 1);
 	__builtin_memcpy(header + at, macs, 12);
 	at += 12;
@@ -321,7 +315,7 @@ static __always_inline int wrap(struct __sk_buff *skb, struct job *j)
 
 static __always_inline int wrap_up(struct __sk_buff *skb, struct job *j)
 {
-	if (j->destination->encapsulation != ENCAP_GRE_UDP || j->parts > 1 || j->ticket->tag_count)
+	if (j->destination->encapsulation != ENCAP_GRE_UDP || j->copy->parts > 1 || j->ticket->tag_count)
 		return wrap(skb, j);
 	return j->destination->flags & DESTINATION_IPV6 ? wrap_plain(skb, j, 1) : wrap_plain(skb, j, 0);
 }
@@ -330,7 +324,7 @@ static __always_inline int wrap_up(struct __sk_buff *skb, struct job *j)
 static __always_inline int fragment(struct __sk_buff *skb, struct job *j)
 {
 	const struct destination *d = j->destination;
-	__u32 header = outer_header(d, 1), rest = j->payload - j->part, offset = 0, size = j->part, id, i, *counter, number;
+	__u32 header = outer_header(d, 1), rest = j->copy->payload - j->copy->part, offset = 0, size = j->copy->part, id, i, *counter, number;
 	int v6 = d->flags & DESTINATION_IPV6;
 	long failed;
 
@@ -342,7 +336,7 @@ static __always_inline int fragment(struct __sk_buff *skb, struct job *j)
 	if (bpf_skb_load_bytes(skb, header + size, j->scratch->tail, rest) || bpf_skb_change_tail(skb, header + size, 0))
 		return TC_ACT_SHOT;
 	for (i = 0; i < MAX_FRAGMENTS; i++) {
-		int more = offset + size < j->payload;
+		int more = offset + size < j->copy->payload;
 
 		finish_ip(d, (__u8 *)j->scratch->header, size, v6 ? offset | more : offset >> 3 | (more ? IPV4_MF : 0), id, 1);
 		if (bpf_skb_store_bytes(skb, 0, j->scratch->header, header, 0))
@@ -353,8 +347,8 @@ static __always_inline int fragment(struct __sk_buff *skb, struct job *j)
 		if (failed < 0)
 			return TC_ACT_SHOT;
 		offset += size;
-		size = j->payload - offset < j->part ? j->payload - offset : j->part;
-		rest = offset - j->part;
+		size = j->copy->payload - offset < j->copy->part ? j->copy->payload - offset : j->copy->part;
+		rest = offset - j->copy->part;
 		if (rest >= FRAGMENT_BYTES || !size || size >= FRAGMENT_BYTES)
 			return TC_ACT_SHOT;
 		if (bpf_skb_change_tail(skb, header + size, 0) ||
@@ -367,7 +361,7 @@ static __always_inline int fragment(struct __sk_buff *skb, struct job *j)
 /* A copy that could not leave gives its number back, unless another has taken the next one since. */
 static __always_inline int give_back(struct shared *shared, const struct job *j)
 {
-	return __sync_val_compare_and_swap(&shared->sequence, j->sequence + 1, j->sequence) == j->sequence + 1;
+	return __sync_val_compare_and_swap(&shared->sequence, j->copy->sequence + 1, j->copy->sequence) == j->copy->sequence + 1;
 }
 
 #endif

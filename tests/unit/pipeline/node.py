@@ -266,7 +266,7 @@ class Node:
         return Capture(handle)
 
     def writer(self, key: MirrorKey, offload: bool = False) -> socket.socket:
-        """A packet socket at the switch's end of a tap port, as Open vSwitch's: with `offload` each frame follows a virtio_net_hdr."""
+        """A packet socket at the switch's end, as Open vSwitch's: with `offload` a virtio_net_hdr precedes each frame."""
         known = self._writers.get((key, offload))
         if known is None:
             known = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
@@ -275,6 +275,12 @@ class Node:
             known.bind((self.ports[key].switch, 0))
             self._writers[key, offload] = known
         return known
+
+    def forget_writers(self) -> None:
+        """After tap ports were made anew."""
+        for handle in self._writers.values():
+            handle.close()
+        self._writers.clear()
 
     def tap(self, key: MirrorKey, frame: bytes) -> None:
         self.writer(key).send(frame)

@@ -47,7 +47,9 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
         for field, *_ in kind._fields_:
             lines.append(f'printf("{name}.{field} %zu\\n", offsetof(struct {name}, {field}));')
     source = directory / "layout.c"
-    source.write_text('#include <stddef.h>\n#include <stdio.h>\n#include "layout.h"\nint main(void){\n' + "\n".join(lines) + "\n}\n")
+    includes = ["<stddef.h>", "<stdio.h>", '"layout.h"']
+    head = "".join(f"#include {name}\n" for name in includes)
+    source.write_text(head + "int main(void) {\n" + "\n".join(lines) + "\n}\n")
     program = directory / "layout"
     subprocess.run([compiler, f"-I{SOURCES}", str(source), "-o", str(program)], check=True)
     output = subprocess.run([str(program)], check=True, capture_output=True, text=True).stdout

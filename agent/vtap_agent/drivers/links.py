@@ -11,15 +11,10 @@ import fcntl
 import socket
 import struct
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-
+from vtap_agent.drivers.netlink import NLM_F_CREATE, Message, Netlink, NetlinkError, attribute, attributes
 from vtap_agent.errors import Retry, TellUser
 
 STAMP = "vtap.dev"
@@ -32,6 +27,17 @@ ETHTOOL_GSTRINGS = 0x1B
 ETHTOOL_GSSET_INFO = 0x37
 ETH_SS_FEATURES = 4
 FEATURE_NAME_BYTES = 32
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
+NLM_F_EXCL = 0x200
+IFF_UP, IFF_NOARP, IFF_MULTICAST = 0x1, 0x80, 0x1000
+IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_STATS64 = 3, 4, 18, 20, 23
+IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES, IFLA_GRO_MAX_SIZE = 31, 32, 58
+IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
+_IFINFOMSG = struct.Struct("=BxHiII")
+_U32 = struct.Struct("=I")
+_DROPS = struct.Struct("=QQ")
+_DROPS_AT = 48
+"""Offset of rx_dropped, which tx_dropped follows, in struct rtnl_link_stats64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,38 +56,54 @@ class LinkState:
     gro_max_size: int
 
 
-@contextmanager
-def _route() -> Iterator[IPRoute]:
-    """A netlink socket of the current namespace, for one operation."""
-    route = IPRoute()
-    try:
-        yield route
-    finally:
-        route.close()
+def _message(index: int = 0, flags: int = 0, change: int = 0, attributes: bytes = b"") -> bytes:
+    """An ifinfomsg (rtnetlink(7)) and its attributes."""
+    return _IFINFOMSG.pack(socket.AF_UNSPEC, 0, index, flags, change) + attributes
 
 
-def _state(message: Any) -> LinkState:
-    stats = message.get_attr("IFLA_STATS64") or {}
+def _text(kind: int, value: str) -> bytes:
+    return attribute(kind, value.encode() + b"\0")
+
+
+def _number(kind: int, value: int) -> bytes:
+    return attribute(kind, _U32.pack(value))
+
+
+def _state(message: Message) -> LinkState:
+    _family, _type, index, flags, _change = _IFINFOMSG.unpack_from(message.payload)
+    found = attributes(message.payload, _IFINFOMSG.size)
+    stats = found.get(IFLA_STATS64, b"").ljust(_DROPS_AT + _DROPS.size, b"\0")
+    rx_dropped, tx_dropped = _DROPS.unpack_from(stats, _DROPS_AT)
+
+    def number(kind: int) -> int:
+        return _U32.unpack(found[kind])[0] if kind in found else 0
+
     return LinkState(
-        index=message["index"],
-        name=message.get_attr("IFLA_IFNAME"),
-        alias=message.get_attr("IFLA_IFALIAS") or "",
-        mtu=message.get_attr("IFLA_MTU"),
-        up=bool(message["flags"] & 1),
-        tx_dropped=stats.get("tx_dropped", 0),
-        rx_dropped=stats.get("rx_dropped", 0),
-        tx_queues=message.get_attr("IFLA_NUM_TX_QUEUES") or 1,
-        rx_queues=message.get_attr("IFLA_NUM_RX_QUEUES") or 1,
-        gro_max_size=message.get_attr("IFLA_GRO_MAX_SIZE") or 0,
+        index=index,
+        name=found[IFLA_IFNAME].rstrip(b"\0").decode(),
+        alias=found.get(IFLA_IFALIAS, b"").rstrip(b"\0").decode(errors="replace"),
+        mtu=number(IFLA_MTU),
+        up=bool(flags & IFF_UP),
+        tx_dropped=tx_dropped,
+        rx_dropped=rx_dropped,
+        tx_queues=number(IFLA_NUM_TX_QUEUES) or 1,
+        rx_queues=number(IFLA_NUM_RX_QUEUES) or 1,
+        gro_max_size=number(IFLA_GRO_MAX_SIZE),
     )
 
 
+def _change(name: str, flags: int = 0, change: int = 0, attributes: bytes = b"") -> None:
+    """Raises NetlinkError, with ENODEV where there is no such device."""
+    with Netlink() as netlink:
+        netlink.request(RTM_NEWLINK, _message(0, flags, change, _text(IFLA_IFNAME, name) + attributes))
+
+
 def find(name: str) -> LinkState | None:
-    with _route() as route:
+    with Netlink() as netlink:
         try:
-            return _state(route.link("get", ifname=name)[0])
+            return _state(netlink.request(RTM_GETLINK, _message(attributes=_text(IFLA_IFNAME, name)))[0])
         except NetlinkError as error:
-            if error.code == errno.ENODEV:
+            if error.errno == errno.ENODEV:
                 return None
             raise
 
@@ -96,26 +118,32 @@ def index_of(name: str) -> int | None:
 
 def stamped() -> list[LinkState]:
     """Every device of this namespace that bears our stamp."""
-    with _route() as route:
-        return [state for state in map(_state, route.get_links()) if state.alias.startswith(STAMP)]
+    with Netlink() as netlink:
+        found = netlink.dump(RTM_GETLINK, _message())
+    # Most devices are not ours: only those that mention the stamp are worth decoding.
+    mentioned = (_state(message) for message in found if STAMP.encode() in message.payload)
+    return [state for state in mentioned if state.alias.startswith(STAMP)]
 
 
 def remove(name: str) -> None:
     """Removes a device, its peer with it. Nothing happens when there is none."""
-    with _route() as route:
+    with Netlink() as netlink:
         try:
-            route.link("del", ifname=name)
+            netlink.request(RTM_DELLINK, _message(attributes=_text(IFLA_IFNAME, name)))
         except NetlinkError as error:
-            if error.code != errno.ENODEV:
+            if error.errno != errno.ENODEV:
                 raise
 
 
 def create_veth(name: str, peer: str, queues: int = 1) -> None:
-    """A veth pair with `queues` transmit and receive queues on both ends, in this namespace, down. `Retry` when a name is taken."""
-    ends = {"num_tx_queues": queues, "num_rx_queues": queues}
-    with _route() as route:
+    """A veth pair, down, with `queues` transmit and receive queues on both ends, here. `Retry` when a name is taken."""
+    ends = _number(IFLA_NUM_TX_QUEUES, queues) + _number(IFLA_NUM_RX_QUEUES, queues)
+    far = attribute(VETH_INFO_PEER, _message(attributes=_text(IFLA_IFNAME, peer) + ends))
+    info = attribute(IFLA_INFO_KIND, b"veth") + attribute(IFLA_INFO_DATA, far)
+    wanted = _message(attributes=_text(IFLA_IFNAME, name) + ends + attribute(IFLA_LINKINFO, info))
+    with Netlink() as netlink:
         try:
-            route.link("add", ifname=name, kind="veth", **ends, peer={"ifname": peer, **ends})
+            netlink.request(RTM_NEWLINK, wanted, NLM_F_CREATE | NLM_F_EXCL)
         except NetlinkError as error:
             raise Retry(f"the veth pair {name}/{peer} can't be made: {error}") from error
 
@@ -131,17 +159,14 @@ def silence(name: str, alias: str, mtu: int = LARGEST_MTU) -> None:
     # RFC 4862 link-local addresses and router solicitations would leave through a mirror's output port.
     for setting, value in (("addr_gen_mode", "1"), ("disable_ipv6", "1"), ("accept_ra", "0")):
         _write_sysctl(base / setting, value)
-    with _route() as route:
-        index = route.link_lookup(ifname=name)[0]
-        route.link("set", index=index, ifalias=alias, mtu=mtu, arp=False, multicast=False)
-        route.link("set", index=index, state="up")
+    named = _text(IFLA_IFALIAS, alias) + _number(IFLA_MTU, mtu)
+    _change(name, flags=IFF_NOARP, change=IFF_NOARP | IFF_MULTICAST, attributes=named)
+    _change(name, flags=IFF_UP, change=IFF_UP)
 
 
 def set_gro_limit(name: str, size: int) -> None:
     """Lets GRO build nothing larger than `size` bytes (IPv4 too, where the kernel keeps that apart: Linux 6.3)."""
-    with _route() as route:
-        index = route.link_lookup(ifname=name)[0]
-        route.link("set", index=index, IFLA_GRO_MAX_SIZE=size)
+    _change(name, attributes=_number(IFLA_GRO_MAX_SIZE, size))
 
 
 def _ioctl(name: str, payload: array.array[int]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -9,7 +11,7 @@ from vtap_agent.plan.dataplane import Direction, PointCounters, TapPointName
 from vtap_agent.report.ledger import MAX_CLOSED, Row, attribute_pair_drops, close, row_from_json, row_to_json
 
 
-def row(number: int, **counters: int) -> Row:
+def row(number: int, **counters: Any) -> Row:
     name = TapPointName("shop", "web", "shop", f"web-{number}", f"uid-{number}", "eth0", Direction.EGRESS)
     return Row(4096 + number, f"{number:016x}", name, "default", PointCounters(**counters))
 

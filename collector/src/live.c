@@ -259,11 +259,12 @@ int vtc_live_counts(struct vtc_collector *collector, int id, struct vtc_consumer
 
 void vtc_live_close(struct vtc_collector *collector, int id)
 {
-    if (id < 0 || id >= MAX_CONSUMERS || !atomic_load(&collector->consumers[id].in_use))
+    if (id < 0 || id >= MAX_CONSUMERS)
         return;
     struct consumer *consumer = &collector->consumers[id];
+    if (!atomic_exchange(&consumer->in_use, false))
+        return; /* closed already, or by somebody else at this moment */
     pthread_mutex_lock(&collector->table_lock);
-    atomic_store(&consumer->in_use, false);
     if (consumer->tap)
         consumer->tap->consumers--;
     collector->consumer_count--;

@@ -102,6 +102,7 @@ class Registry:
         """Closed ones in the order in which they closed, oldest first."""
         self._free_slots = list(reversed(range(settings.max_streams)))
         self._free_taps = list(reversed(range(settings.max_taps)))
+        self._free_nodes = list(reversed(range(settings.max_nodes)))
         self.changed = False
         """Something has to be saved."""
 
@@ -137,7 +138,9 @@ class Registry:
                 self._core.totals(entry.slot, total.sent, total.nextSequence)
 
     def _check_room(self, node: str, streams: int, taps: set[TapName]) -> None:
-        if node not in self._nodes and len(self._nodes) >= self._settings.max_nodes:
+        if node not in self._nodes and not self._free_nodes:
+            self.sweep()
+        if node not in self._nodes and not self._free_nodes:
             raise Refused(f"node: this collector serves at most {self._settings.max_nodes} nodes", 507)
         if streams > len(self._free_slots):
             self.sweep(keep=0)
@@ -148,7 +151,7 @@ class Registry:
 
     def _set_node(self, name: str, announcement: Announcement) -> Node:
         known = self._nodes.get(name)
-        number = known.number if known else len(self._nodes)
+        number = known.number if known else self._free_nodes.pop()
         node = Node(number, list(announcement.addresses), announcement.taiOffset, announcement.version)
         if node != known:
             self._nodes[name] = node
@@ -214,8 +217,16 @@ class Registry:
             del self._entries[entry.key]
             self._free_slots.append(entry.slot)
             self.changed = True
-        if len(self._free_taps) < self._settings.max_taps // 8:
+        if len(self._free_taps) < max(1, self._settings.max_taps // 8):
             self._sweep_taps()
+        if len(self._free_nodes) < max(1, self._settings.max_nodes // 8):
+            self._sweep_nodes()
+
+    def _sweep_nodes(self) -> None:
+        used = {entry.node for entry in self._entries.values()}
+        for name in [name for name in self._nodes if name not in used]:
+            self._free_nodes.append(self._nodes.pop(name).number)
+            self.changed = True
 
     def _sweep_taps(self) -> None:
         used = {entry.stream.tap for entry in self._entries.values()}
@@ -268,6 +279,8 @@ class Registry:
     def _restore(self, saved: _Saved) -> None:
         used_taps = {tap.number for tap in saved.taps}
         used_slots = {stream.slot for stream in saved.streams}
+        used_nodes = {node.number for node in saved.nodes.values()}
+        self._free_nodes = [number for number in self._free_nodes if number not in used_nodes]
         self._free_taps = [number for number in self._free_taps if number not in used_taps]
         self._free_slots = [slot for slot in self._free_slots if slot not in used_slots]
         for name, node in saved.nodes.items():

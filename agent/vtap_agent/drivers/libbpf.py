@@ -207,6 +207,7 @@ def _checked(result: int, what: str) -> int:
 
 
 def possible_cpus() -> int:
+    """CPUs that may ever come up: so many values a per-CPU map has."""
     return _checked(_lib().libbpf_num_possible_cpus(), "count CPUs")
 
 
@@ -265,7 +266,8 @@ class Map:
         result = _lib().bpf_map_lookup_batch(self.fd, None, byref(position), keys, values, byref(count), None)
         if result < 0 and ctypes.get_errno() != errno.ENOENT:
             _checked(result, f"read map {self.name}")
-        return [values[i * size : (i + 1) * size] for i in range(count.value)]
+        raw = values.raw
+        return [raw[i * size : (i + 1) * size] for i in range(count.value)]
 
     def kernel_bytes(self) -> int:
         """What the kernel charges for it, by the map's fdinfo."""
@@ -274,12 +276,14 @@ class Map:
 
 
 def create_map(kind: int, name: str, key_size: int, value_size: int, max_entries: int, flags: int = 0) -> Map:
+    """A new map that lives as long as its descriptor, or as long as another map or a pin holds it."""
     opts = _MapCreateOpts(sz=sizeof(_MapCreateOpts), map_flags=flags)
     made = _lib().bpf_map_create(kind, name.encode()[:15], key_size, value_size, max_entries, byref(opts))
     return Map(_checked(made, f"create map {name}"))
 
 
 def map_by_id(number: int) -> Map:
+    """A map by the number that an outer map shows for it."""
     return Map(_checked(_lib().bpf_map_get_fd_by_id(number), f"open map {number}"))
 
 
@@ -294,6 +298,7 @@ def get_pinned(path: Path) -> int | None:
 
 
 def pin(fd: int, path: Path) -> None:
+    """Gives what `fd` is a name in a bpffs, which keeps it alive."""
     _checked(_lib().bpf_obj_pin(fd, os.fsencode(path)), f"pin {path}")
 
 
@@ -346,6 +351,7 @@ class Object:
 
 
 def program_id(fd: int) -> int:
+    """The kernel's number of a loaded program."""
     info = _ProgInfo()
     length = c_uint32(sizeof(info))
     _checked(_lib().bpf_obj_get_info_by_fd(fd, byref(info), byref(length)), "read a program's description")
@@ -353,6 +359,7 @@ def program_id(fd: int) -> int:
 
 
 def link_info(fd: int) -> Link:
+    """Where a tcx link is attached, and to which program."""
     info = _LinkInfo()
     length = c_uint32(sizeof(info))
     _checked(_lib().bpf_obj_get_info_by_fd(fd, byref(info), byref(length)), "read a link's description")
@@ -365,6 +372,7 @@ def attach_tcx(program: int, ifindex: int) -> int:
 
 
 def update_link(link: int, program: int) -> None:
+    """Another program in place of the link's, without a packet in between."""
     _checked(_lib().bpf_link_update(link, program, None), "replace a link's program")
 
 

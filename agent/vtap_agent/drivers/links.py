@@ -99,6 +99,7 @@ def _change(name: str, flags: int = 0, change: int = 0, attributes: bytes = b"")
 
 
 def find(name: str) -> LinkState | None:
+    """The device of that name, None without one."""
     with Netlink() as netlink:
         try:
             return _state(netlink.request(RTM_GETLINK, _message(attributes=_text(IFLA_IFNAME, name)))[0])

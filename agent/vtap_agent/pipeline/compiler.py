@@ -27,6 +27,7 @@ def source_hash() -> str:
 
 
 def cache_directory() -> Path:
+    """Where objects are kept: `VTAP_CACHE`, else beside the sources."""
     return Path(os.environ.get("VTAP_CACHE", str(SOURCES / ".cache")))
 
 

@@ -30,11 +30,13 @@ def _hash(*parts: str) -> str:
 
 
 def tap_port_devices(node: str, key: MirrorKey) -> TapPortDevices:
+    """The names of a mirror's tap port; the same on every start."""
     """The switch's end bears the name that the mirror's port has; ours a name of its own."""
     return TapPortDevices(switch=tap_port_name(node, key), ours=f"vtp{_hash(node, key.bridge, key.direction)}")
 
 
 def tap_port_alias(node: str, key: MirrorKey) -> str:
+    """What a tap port's devices are stamped with."""
     return f"{STAMP} tap-port node={node} direction={key.direction} bridge={key.bridge}"
 
 
@@ -67,6 +69,7 @@ def ensure_tap_port(node: str, key: MirrorKey) -> TapPortDevices:
 
 
 def remove_tap_port(node: str, key: MirrorKey) -> None:
+    """Removes both ends; nothing happens when they are gone."""
     links.remove(tap_port_devices(node, key).ours)
 
 
@@ -79,11 +82,13 @@ class PairDevices:
 
 
 def pair_devices(node: str) -> PairDevices:
+    """The names of the node's normalising pair."""
     suffix = _hash(node, "pair")
     return PairDevices(near=f"vtn{suffix}", far=f"vtf{suffix}")
 
 
 def pair_alias(node: str) -> str:
+    """What the pair's ends are stamped with."""
     return f"{STAMP} pair node={node}"
 
 
@@ -92,6 +97,7 @@ def _good(end: LinkState | None, alias: str, queues: int) -> bool:
 
 
 def pair_is_good(node: str) -> bool:
+    """Whether both ends are there, up, ours and with the queues this machine needs."""
     names, queues = pair_devices(node), queues_per_cpu() * libbpf.possible_cpus()
     return all(_good(links.find(name), pair_alias(node), queues) for name in (names.near, names.far))
 
@@ -112,6 +118,7 @@ def ensure_pair(node: str) -> PairDevices:
 
 
 def remove_pair(node: str) -> None:
+    """Removes the pair; nothing happens when it is gone."""
     names = pair_devices(node)
     for name in (names.near, names.far):
         links.remove(name)

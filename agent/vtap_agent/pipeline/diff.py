@@ -65,6 +65,7 @@ def assign(observed: Mapping[int, bytes], names: Iterable[str]) -> dict[str, int
 
 
 def selections(desired: DataPlane, programs: Mapping[str, int]) -> frozenset[Selection]:
+    """Every source with its entries; 0xFFFF for a program that the plan doesn't have."""
     program_of = {point.slot: programs.get(point.program, 0xFFFF) for point in desired.points}
     made: set[Selection] = set()
     for source in desired.sources:

@@ -43,10 +43,12 @@ V4_MAPPED = bytes(10) + b"\xff\xff"
 
 
 def digest(name: str) -> bytes:
+    """16 bytes that stand for a name in a map."""
     return hashlib.sha256(name.encode()).digest()[:16]
 
 
 def point_digest(name: TapPointName) -> bytes:
+    """16 bytes that stand for a tap point."""
     return digest("\0".join((*(str(getattr(name, field)) for field in name.__slots__),)))
 
 
@@ -98,6 +100,7 @@ def _meta(match: Match) -> tuple[int, int]:
 
 
 def fill_rule(rule: layout.Rule, match: Match) -> None:
+    """Writes one match into its place in a program."""
     network, mask = _prefix(match)
     rule.meta, rule.meta_mask = _meta(match)
     _set(rule.peer, network)
@@ -121,6 +124,7 @@ def _sampling_type(sampling: Sampling) -> SamplingType:
 
 
 def program(name: str, value: TapProgram) -> bytes:
+    """struct program."""
     made = layout.Program()
     _set(made.name, digest(name))
     made.flags = (layout.PROGRAM_INCLUDE if value.default_action is Action.INCLUDE else 0) | (
@@ -169,6 +173,7 @@ def _partial_checksum(header: bytes) -> int:
 
 
 def destination(value: Destination) -> bytes:
+    """struct destination, with the outer headers ready but for each packet's own values."""
     v6 = len(value.remote) == 16
     protocol, tunnel = _tunnel(value)
     ip = _ip_header(value, protocol)
@@ -191,6 +196,7 @@ def destination(value: Destination) -> bytes:
 
 
 def point(value: TapPoint, destinations: Mapping[str, int]) -> bytes:
+    """struct point. `destinations` says at which index each destination is."""
     made = layout.Point(in_use=1, key=value.key, destination=destinations.get(value.destination, NOWHERE))
     made.incarnation_full = int(value.incarnation, 16)
     made.incarnation = made.incarnation_full & 0xFFFFFFFF
@@ -200,12 +206,14 @@ def point(value: TapPoint, destinations: Mapping[str, int]) -> bytes:
 
 
 def source_key(ifindex: int, vlan: int, mac: bytes) -> bytes:
+    """struct source_key."""
     made = layout.SourceKey(ifindex=ifindex, vlan=vlan)
     _set(made.mac, mac)
     return bytes(made)
 
 
 def source(strip: bool, entries: tuple[int, ...]) -> bytes:
+    """struct source."""
     made = layout.Source(count=len(entries), flags=layout.SOURCE_STRIP if strip else 0)
     _set(made.entries, entries)
     return bytes(made)
@@ -234,6 +242,7 @@ def _quick_index(mac_vlan: int, ifindex: int) -> int:
 
 
 def flood_key(ifindex: int, vlan: int) -> bytes:
+    """struct flood_key."""
     return bytes(layout.FloodKey(ifindex=ifindex, vlan=vlan))
 
 
@@ -251,6 +260,7 @@ def flood(receivers: list[tuple[bytes, bool, int]]) -> bytes:
 
 
 def peer_key(number: int, address: str) -> bytes:
+    """struct peer_key: one address of one set."""
     parsed = ipaddress.ip_address(address)
     made = layout.PeerKey(set=number, version=parsed.version)
     _set(made.address, address_words(parsed.packed))
@@ -258,4 +268,5 @@ def peer_key(number: int, address: str) -> bytes:
 
 
 def decode(kind: type[T], raw: bytes) -> T:
+    """A map entry as a structure."""
     return kind.from_buffer_copy(raw)

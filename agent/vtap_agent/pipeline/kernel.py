@@ -1,8 +1,8 @@
 """The pipeline's maps, programs and links in the kernel: adopted from their pins or made, observed, written.
 
-Pins lie under one directory of a bpffs: ``maps/NAME_vN`` (N is the layout's version), ``programs/HASH/NAME``, ``links/DEVICE``. A pin
-that exists is adopted, so that a restarted agent goes on where the last one stopped; another hash of the sources replaces the
-programs and keeps the maps.
+Pins lie under one directory of a bpffs: ``maps/NAME_vN`` (N is the layout's version), ``programs/HASH/NAME``, ``links/DEVICE``.
+A pin that exists is adopted, so that a restarted agent goes on where the last one stopped; another hash of the sources replaces
+the programs and keeps the maps.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ CLSACT_HANDLE = 1
 
 
 def word(value: int) -> bytes:
+    """A map's key or value of 32 bits."""
     return value.to_bytes(4, "little")
 
 
@@ -106,6 +107,7 @@ def mount_bpffs(path: Path) -> None:
 
 
 def unmount_bpffs(path: Path) -> None:
+    """Undoes `mount_bpffs`; leaves a bpffs alone that is mounted further up."""
     libc = ctypes.CDLL(None, use_errno=True)
     if path.is_dir() and os.path.ismount(path) and _is_bpffs(path) and libc.umount2(os.fsencode(path), 2) < 0:
         raise Retry(f"{path} can't be unmounted: {os.strerror(ctypes.get_errno())}")
@@ -156,7 +158,7 @@ class Kernel:
     # Maps that are swapped whole
 
     def inner(self, outer: str, index: int) -> dict[bytes, bytes]:
-        """What the inner map at `index` holds; {} without one. An inner map never changes once it is in place, so it is read once."""
+        """What the inner map at `index` holds; {} without one. Once in place an inner map never changes, so it is read once."""
         raw = self.maps[outer].lookup(word(index))
         number = int.from_bytes(raw, "little") if raw else 0
         if not number:
@@ -254,7 +256,7 @@ class Kernel:
         (self.root / "links" / device).unlink(missing_ok=True)
 
     def sweep(self, devices: Iterable[str]) -> None:
-        """Removes pins of other versions, and links of devices that are not among `devices`. Call when nothing runs the old programs."""
+        """Removes pins of other versions, and links of devices not among `devices`. For when nothing runs old programs."""
         keep = set(devices)
         for path in (self.root / "links").iterdir():
             if path.name not in keep:

@@ -1,4 +1,4 @@
-"""`bpf/layout.h` in Python, structure by structure. `tests/unit/pipeline/test_layout.py` compares the two through the compiler."""
+"""`bpf/layout.h` in Python, structure by structure; `tests/unit/pipeline/test_layout.py` compares the two."""
 
 from __future__ import annotations
 
@@ -31,34 +31,50 @@ DESTINATION_IPV6 = 8
 
 
 class SourceKey(Structure):
+    """struct source_key."""
+
     _fields_ = (("ifindex", c_uint32), ("vlan", c_uint16), ("mac", c_uint8 * 6))
 
 
 class Source(Structure):
+    """struct source."""
+
     _fields_ = (("count", c_uint16), ("flags", c_uint16), ("entries", c_uint32 * MAX_POINTS_PER_SOURCE))
 
 
 class Quick(Structure):
+    """struct quick."""
+
     _fields_ = (("mac_vlan", c_uint64), ("ifindex", c_uint32), ("place", c_uint32))
 
 
 class QuickBucket(Structure):
+    """struct quick_bucket."""
+
     _fields_ = (("entries", Quick * 2),)
 
 
 class FloodKey(Structure):
+    """struct flood_key."""
+
     _fields_ = (("ifindex", c_uint32), ("vlan", c_uint16), ("zero", c_uint16))
 
 
 class FloodEntry(Structure):
+    """struct flood_entry."""
+
     _fields_ = (("mac", c_uint8 * 6), ("flags", c_uint16), ("entry", c_uint32))
 
 
 class Flood(Structure):
+    """struct flood."""
+
     _fields_ = (("count", c_uint32), ("zero", c_uint32), ("entries", FloodEntry * MAX_FLOOD_ENTRIES))
 
 
 class Rule(Structure):
+    """struct rule."""
+
     _fields_ = (
         ("meta", c_uint64),
         ("meta_mask", c_uint64),
@@ -75,6 +91,8 @@ class Rule(Structure):
 
 
 class Program(Structure):
+    """struct program."""
+
     _fields_ = (
         ("name", c_uint8 * 16),
         ("flags", c_uint16),
@@ -93,10 +111,14 @@ class Program(Structure):
 
 
 class PeerKey(Structure):
+    """struct peer_key."""
+
     _fields_ = (("set", c_uint32), ("version", c_uint32), ("address", c_uint64 * 2))
 
 
 class Point(Structure):
+    """struct point."""
+
     _fields_ = (
         ("in_use", c_uint32),
         ("incarnation", c_uint32),
@@ -110,6 +132,8 @@ class Point(Structure):
 
 
 class DestinationValue(Structure):
+    """struct destination."""
+
     _fields_ = (
         ("name", c_uint8 * 16),
         ("state", c_uint32),
@@ -127,6 +151,8 @@ class DestinationValue(Structure):
 
 
 class PickCounters(Structure):
+    """struct pick_counters."""
+
     _fields_ = (
         ("seen", c_uint64),
         ("seen_bytes", c_uint64),
@@ -145,6 +171,8 @@ class PickCounters(Structure):
 
 
 class SendCounters(Structure):
+    """struct send_counters."""
+
     _fields_ = (
         ("arrived", c_uint64),
         ("unsampled", c_uint64),
@@ -164,18 +192,26 @@ class SendCounters(Structure):
 
 
 class Shared(Structure):
+    """struct shared."""
+
     _fields_ = (("window", c_uint64), ("busy_until", c_uint64), ("sequence", c_uint32), ("zero", c_uint32 * 11))
 
 
 class PortCounters(Structure):
+    """struct port_counters."""
+
     _fields_ = (("unattributed", c_uint64),)
 
 
 class NodeCountersValue(Structure):
+    """struct node_counters."""
+
     _fields_ = (("stale", c_uint64),)
 
 
 class Control(Structure):
+    """struct control."""
+
     _fields_ = (
         ("lease_until", c_uint64),
         ("tai_offset", c_uint64),
@@ -187,6 +223,8 @@ class Control(Structure):
 
 
 class Ticket(Structure):
+    """struct ticket."""
+
     _fields_ = (
         ("mark", c_uint32),
         ("incarnation", c_uint32),

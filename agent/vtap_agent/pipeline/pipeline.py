@@ -47,7 +47,7 @@ class Pipeline:
 
     @staticmethod
     def open(root: Path, node: str) -> Pipeline:
-        """Adopts what an earlier agent left under `root`, or loads the programs. Nothing is copied before a tap port has a source.
+        """Adopts what an earlier agent left under `root`, or loads the programs. Without sources nothing is copied.
 
         `root` becomes a bpffs if it isn't on one. `TellUser` when the kernel, a privilege or the compiler is missing.
         """

@@ -29,6 +29,8 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class AddPeers:
+    """A peer set's addresses; its number was never used before."""
+
     number: int
     addresses: frozenset[str]
     phase: Phase = Phase.PREPARE
@@ -39,6 +41,8 @@ class AddPeers:
 
 @dataclass(frozen=True, slots=True)
 class PutProgram:
+    """A tap's program, swapped whole: packets meet the old one or the new one."""
+
     index: int
     name: str
     value: bytes
@@ -50,6 +54,8 @@ class PutProgram:
 
 @dataclass(frozen=True, slots=True)
 class PutDestination:
+    """A destination, swapped whole."""
+
     index: int
     name: str
     value: bytes
@@ -74,6 +80,8 @@ class PutPoint:
 
 @dataclass(frozen=True, slots=True)
 class MakePair:
+    """The normalising pair with `send` at its far end."""
+
     phase: Phase = Phase.PREPARE
 
     def __str__(self) -> str:
@@ -82,6 +90,8 @@ class MakePair:
 
 @dataclass(frozen=True, slots=True)
 class AttachPick:
+    """`pick` at the ingress of a tap port, in place of an older one."""
+
     mirror: MirrorKey
     device: str
     phase: Phase = Phase.ATTACH
@@ -103,6 +113,8 @@ class Select:
 
 @dataclass(frozen=True, slots=True)
 class Deselect:
+    """Exactly these sources: what is not among them is copied no more."""
+
     selections: tuple[Selection, ...]
     phase: Phase = Phase.DESELECT
 
@@ -112,6 +124,8 @@ class Deselect:
 
 @dataclass(frozen=True, slots=True)
 class DropPoint:
+    """A slot that no source names any more."""
+
     slot: int
     phase: Phase = Phase.RETIRE
 
@@ -121,6 +135,8 @@ class DropPoint:
 
 @dataclass(frozen=True, slots=True)
 class DropProgram:
+    """A program that no point names any more."""
+
     index: int
     phase: Phase = Phase.RETIRE
 
@@ -130,6 +146,8 @@ class DropProgram:
 
 @dataclass(frozen=True, slots=True)
 class DropDestination:
+    """A destination that no point names any more."""
+
     index: int
     phase: Phase = Phase.RETIRE
 
@@ -139,6 +157,8 @@ class DropDestination:
 
 @dataclass(frozen=True, slots=True)
 class DropPeers:
+    """A peer set that no program names any more."""
+
     number: int
     phase: Phase = Phase.RETIRE
 

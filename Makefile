@@ -41,5 +41,5 @@ bench: ## Measure; prints tables and writes JSON under bench/results/
 clean: ## Remove everything that was built, installed here or left running by the demo and the tests
 	@PYTHONPATH=lab python3 -m vtap_lab.clean
 	@$(MAKE) -C collector clean
-	@rm -rf build .venv .cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -rf build agent/vtap_agent/bpf/.cache .venv .cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

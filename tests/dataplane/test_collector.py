@@ -183,6 +183,17 @@ def test_bare_gre_and_erspan(tmp_path: Path) -> None:
         collector.at_rest(6, 20)
 
 
+def test_datagrams_that_the_kernel_hands_over_together(collector: CollectorProcess) -> None:
+    """A sender's segmentation offload (UDP_SEGMENT) reaches a socket with UDP_GRO as one buffer of many datagrams."""
+    collector.announce(a_stream(1))
+    datagrams = [copy(1, number, numbered_frame(number, size=100 if number % 10 < 9 else 80)) for number in range(400)]
+    collector.sender.setsockopt(socket.IPPROTO_UDP, 103, len(datagrams[0]))
+    for first in range(0, 400, 10):  # equal ones, and a shorter one at the end
+        collector.sender.sendto(b"".join(datagrams[first : first + 10]), collector.endpoint())
+    collector.at_rest(1, 400)
+    assert numbers_in(collector) == list(range(400))
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="packet sockets need CAP_NET_RAW")
 @pytest.mark.parametrize("data", ["127.0.0.1:0", "[::1]:0", "[::]:0"])
 def test_ring_and_sockets_share_the_datagrams_without_overlap(tmp_path: Path, data: str) -> None:

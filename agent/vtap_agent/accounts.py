@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from vtap_agent import state
+from vtap_agent.errors import TellUser
 from vtap_agent.plan.dataplane import NodeCounters, PointCounters
 from vtap_agent.plan.slots import SlotTable, StreamName, allocate
 from vtap_agent.plan.streams import StreamId
@@ -17,6 +18,8 @@ from vtap_agent.report.ledger import Row, attribute_pair_drops, close
 
 SETTLE = 1.0
 """Seconds between a stream's last feeding and its last reading: what was in the pair has left by then."""
+LAST_WORD = 30.0
+"""Seconds that totals of a closed stream are still told to its collector."""
 
 
 class Accounts:
@@ -25,8 +28,17 @@ class Accounts:
     def __init__(self, path: Path, first_key: int) -> None:
         self._path = path
         self._first_key = first_key
-        self._state = state.load(path)
-        self._unwanted_since: dict[StreamName, float] = {}
+        self._state = state.load(path, first_key)
+        if self._state.first_key != first_key and self._state.slots.assigned:
+            raise TellUser(
+                f"--first-key: {path} holds streams with keys from {self._state.first_key} on; "
+                f"give --first-key {self._state.first_key}, or move the file away to start afresh"
+            )
+        self._state = replace(self._state, first_key=first_key)
+        self._wanted: frozenset[StreamName] = frozenset()
+        self._unfed_since: dict[StreamName, float] = {}
+        self._closed_at: dict[StreamId, float] = {}
+        self._pair_seen = 0
 
     @property
     def slots(self) -> SlotTable:
@@ -38,11 +50,22 @@ class Accounts:
         """Streams that their collector has acknowledged, be it to an earlier agent: they may be fed at once."""
         return self._state.confirmed
 
+    @property
+    def leaving(self) -> frozenset[StreamId]:
+        """Streams that are wanted no more and have not come to rest yet."""
+        assigned = self._state.slots.assigned
+        return frozenset(self._id(name) for name in assigned if name not in self._wanted)
+
     def confirm(self, streams: Iterable[StreamId]) -> None:
-        """Remember what collectors have acknowledged."""
-        confirmed = self._state.confirmed.union(streams)
+        """Remember what collectors have acknowledged of the streams that there are."""
+        live = {self._id(name) for name in self._state.slots.assigned}
+        confirmed = self._state.confirmed | (live & frozenset(streams))
         if confirmed != self._state.confirmed:
             self._save(replace(self._state, confirmed=confirmed))
+
+    def _id(self, name: StreamName) -> StreamId:
+        assignment = self._state.slots.assigned[name]
+        return (self._first_key + assignment.slot, assignment.incarnation)
 
     def forget_counters(self) -> None:
         """The kernel's counters are gone (a reboot): every stream starts anew, with a new incarnation."""
@@ -54,63 +77,87 @@ class Accounts:
         return frozenset(value.slot for value in self._state.slots.assigned.values())
 
     def admit(self, wanted: Iterable[StreamName]) -> None:
-        """Give slots to new streams, on disk before they are used."""
-        now = time.monotonic()
-        wanted_set = frozenset(wanted)
+        """Give slots to new streams, on disk before they are used. Those wanted no more keep theirs until `settle`."""
+        self._wanted = frozenset(wanted)
         table = self._state.slots
-        self._unwanted_since = {name: self._unwanted_since.get(name, now) for name in table.assigned if name not in wanted_set}
-        allocation = allocate(table, wanted_set | table.assigned.keys(), _new_incarnation)
+        self._unfed_since = {name: since for name, since in self._unfed_since.items() if name not in self._wanted}
+        allocation = allocate(table, self._wanted | table.assigned.keys(), _new_incarnation)
         if allocation.added:
             self._save(replace(self._state, slots=allocation.table))
 
-    def due(self) -> bool:
-        """Whether some stream has been unwanted long enough to be closed."""
+    def unfed(self) -> None:
+        """Nothing feeds the unwanted streams any more: say so when the data plane is as wanted, never before."""
         now = time.monotonic()
-        return any(now - since >= SETTLE for since in self._unwanted_since.values())
+        for name in self._state.slots.assigned.keys() - self._wanted:
+            self._unfed_since.setdefault(name, now)
+
+    def due(self) -> bool:
+        """Whether some stream has been unfed long enough to be closed."""
+        now = time.monotonic()
+        return any(now - since >= SETTLE for since in self._unfed_since.values())
 
     def settle(self, counters: NodeCounters, *, at_once: bool = False) -> None:
-        """Close the rows of unwanted streams, and free their slots; only of those that have settled, unless `at_once`."""
+        """Close the rows of unfed streams, and free their slots; only of those that have settled, unless `at_once`."""
         now = time.monotonic()
-        gone = {name for name, since in self._unwanted_since.items() if at_once or now - since >= SETTLE}
+        gone = {name for name, since in self._unfed_since.items() if at_once or now - since >= SETTLE}
         if not gone:
             return
-        rows = {row.incarnation: row for row in self.live_rows(counters)}
-        closing = [rows[self._state.slots.assigned[name].incarnation] for name in sorted(gone)]
+        known = self._state
+        # What they miss they will miss for ever, so theirs are the first drops to be explained.
+        closing = self._rows_of(sorted(gone), counters, max(0, counters.pair_dropped - known.pair_dropped))
         explained = sum(row.counters.dropped.get("pair", 0) for row in closing)
-        table = allocate(self._state.slots, self._state.slots.assigned.keys() - gone, _new_incarnation).table
-        closed = close(self._state.closed, closing)
-        confirmed = self._state.confirmed & {(row.key, row.incarnation) for row in rows.values()}
-        self._save(state.AgentState(table, closed, self._state.pair_dropped + explained, confirmed))
-        for name in gone:
-            del self._unwanted_since[name]
+        table = allocate(known.slots, known.slots.assigned.keys() - gone, _new_incarnation).table
+        ended = {(row.key, row.incarnation) for row in closing}
+        self._save(
+            replace(
+                known,
+                slots=table,
+                closed=close(known.closed, closing),
+                pair_dropped=known.pair_dropped + explained,
+                confirmed=known.confirmed - ended,
+            )
+        )
+        self._unfed_since = {name: since for name, since in self._unfed_since.items() if name not in gone}
+        recent = {stream: at for stream, at in self._closed_at.items() if now - at < LAST_WORD}
+        self._closed_at = recent | dict.fromkeys(ended, now)
+
+    def observe(self, counters: NodeCounters) -> None:
+        """Notice that the pair was made anew: its device counts from zero again."""
+        if counters.pair_dropped < self._pair_seen:
+            self._save(replace(self._state, pair_dropped=self._state.pair_dropped - self._pair_seen))
+        self._pair_seen = counters.pair_dropped
 
     def live_rows(self, counters: NodeCounters) -> tuple[Row, ...]:
         """A row for every stream that has a slot."""
+        names = sorted(self._state.slots.assigned)
+        return self._rows_of(names, counters, max(0, counters.pair_dropped - self._state.pair_dropped))
+
+    def _rows_of(self, names: Sequence[StreamName], counters: NodeCounters, pair_dropped: int) -> tuple[Row, ...]:
         assigned = self._state.slots.assigned
-        points = {value.slot: counters.points.get(value.slot, PointCounters()) for value in assigned.values()}
-        explained = attribute_pair_drops(points, max(0, counters.pair_dropped - self._state.pair_dropped))
+        points = {assigned[name].slot: counters.points.get(assigned[name].slot, PointCounters()) for name in names}
+        explained = attribute_pair_drops(points, pair_dropped)
         return tuple(
             Row(
-                self._first_key + value.slot,
-                value.incarnation,
+                self._first_key + assigned[name].slot,
+                assigned[name].incarnation,
                 name.point,
-                name.receiver.split()[0],
-                explained[value.slot],
+                name.destination,
+                explained[assigned[name].slot],
                 name.announced,
             )
-            for name, value in sorted(assigned.items())
+            for name in names
         )
 
     def rows(self, counters: NodeCounters) -> tuple[Row, ...]:
         """Live and closed rows."""
         return (*self.live_rows(counters), *self._state.closed)
 
-    def totals(self, counters: NodeCounters) -> Mapping[StreamId, Totals]:
-        """What has left of every stream that is known by key."""
+    def totals(self, rows: Iterable[Row]) -> Mapping[StreamId, Totals]:
+        """What has left of every stream that its collector may still ask about: live, or closed lately."""
         return {
             (row.key, row.incarnation): Totals(row.counters.sent, row.counters.next_sequence)
-            for row in self.rows(counters)
-            if row.key
+            for row in rows
+            if not row.closed or (row.key, row.incarnation) in self._closed_at
         }
 
     def _save(self, new: state.AgentState) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST
 
@@ -19,14 +20,14 @@ from vtap_agent.drivers.ovsdb import OvsdbConnection
 from vtap_agent.errors import TellUser, Wait
 from vtap_agent.events import Mailbox
 from vtap_agent.inventory import Observer
-from vtap_agent.loop import Loop, Parts
+from vtap_agent.loop import Loop, Parts, View
 from vtap_agent.pipeline import Pipeline
 from vtap_agent.plan.dataplane import DataPlane
 from vtap_agent.plan.steps import ordered
 from vtap_agent.report.announcer import Announcer
-from vtap_agent.report.ledger import ledger_to_json
+from vtap_agent.report.ledger import keys_to_json, ledger_to_json
 from vtap_agent.report.server import Answer, Routes, Server, as_json
-from vtap_agent.report.status import status_to_json
+from vtap_agent.report.status import rates_by_point, status_to_json
 from vtap_agent.sources.directory import TapDirectory
 from vtap_agent.sources.pods import NamespacePods, PodsFile
 
@@ -136,8 +137,13 @@ class Agent:
             "/healthz": lambda: Answer(b"ok\n", "text/plain"),
             "/metrics": lambda: Answer(loop.metrics.render(), CONTENT_TYPE_LATEST),
             "/v1/ledger": lambda: as_json(ledger_to_json(node, *mailbox.call(loop.ledger))),
-            "/v1/status": lambda: as_json(status_to_json(node, loop.statuses, loop.problems)),
+            "/v1/status": lambda: as_json(_status(node, loop.view)),
+            "/v1/keys": lambda: as_json(keys_to_json(node, loop.view.rows)),
         }
+
+
+def _status(node: str, view: View) -> dict[str, Any]:
+    return status_to_json(node, view.statuses, view.problems, rates_by_point(view.rows, view.rates))
 
 
 @contextmanager

@@ -44,21 +44,26 @@ class Mailbox:
         try:
             return future.result(CALL_TIMEOUT)
         except TimeoutError as error:
+            if future.done():
+                raise
+            future.cancel()
             raise Retry("the agent is busy; ask again") from error
 
     def wait(self, until: float) -> tuple[bool, bool]:
-        """Serve calls until something changed, it is time to stop, or `until` (monotonic). Returns (changed, stopping)."""
+        """Serve calls until something changed, it is time to stop, or `until` (monotonic). Returns (changed, stopping).
+
+        However many calls come, a change or the end of the time is not held up by more than one round of them.
+        """
         while True:
             with self._condition:
                 if not (self._changed or self._stopping or self._calls):
                     self._condition.wait(max(0.0, until - time.monotonic()))
                 calls, self._calls = self._calls, []
                 changed, stopping = self._changed, self._stopping
-                if not calls:
-                    self._changed = False
+                self._changed = False
             for function, future in calls:
                 _serve(function, future)
-            if not calls and (changed or stopping or time.monotonic() >= until):
+            if changed or stopping or time.monotonic() >= until:
                 return changed, stopping
 
 

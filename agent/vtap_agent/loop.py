@@ -1,7 +1,11 @@
 """The loop of a node: observe → plan → apply → verify → report.
 
-A pass runs when something changed, and at the latest every RESYNC seconds. Between passes a tick every second renews the lease,
-reads the counters and tells collectors what has left. Only this thread touches Open vSwitch and the kernel.
+A pass runs when something changed, and at the latest every RESYNC seconds. Between passes a tick every second reads the counters
+and tells collectors what has left. Only this thread touches Open vSwitch and the kernel, but for the lease, which has its own.
+Others read the view: values that are replaced whole and never edited.
+
+Nothing that a pass meets ends the agent: what is raised on purpose becomes a sentence in the status, what nobody foresaw is
+logged with its traceback and counted as well, and the pass is tried again, ever more seldom. The data plane goes on meanwhile.
 """
 
 from __future__ import annotations
@@ -9,34 +13,40 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NoReturn, Protocol
 
 from vtap_agent.accounts import SETTLE, Accounts
 from vtap_agent.backends.ovs_mirror import OvsMirrorBackend
 from vtap_agent.errors import VtapError, Wait
 from vtap_agent.events import Mailbox
 from vtap_agent.inventory import Observer
+from vtap_agent.lease import Lease
 from vtap_agent.pipeline import Pipeline, PipelineStep
 from vtap_agent.plan.assembly import Plan, assemble
-from vtap_agent.plan.dataplane import DataPlane, NodeCounters
+from vtap_agent.plan.dataplane import DataPlane, MirrorKey, NodeCounters
 from vtap_agent.plan.inventory_model import Inventory
 from vtap_agent.plan.mirror_health import unhealthy
 from vtap_agent.plan.mirrors import MirrorStep
 from vtap_agent.plan.selection import Desired, remotes, select
+from vtap_agent.plan.steadiness import vanished, with_interfaces, with_switch
 from vtap_agent.plan.steps import Phase, ordered
 from vtap_agent.plan.verdicts import TapVerdict
 from vtap_agent.report.announcer import LINGER, Announcer
 from vtap_agent.report.ledger import Row
 from vtap_agent.report.metrics import AgentMetrics, Reading
+from vtap_agent.report.rates import Rate, Sample, rates
 from vtap_agent.report.status import Observations, TapStatus, tap_status
 
 log = logging.getLogger(__name__)
 
 TICK = 1.0
 RESYNC = 10.0
-LEASE = 10.0
 RETRY_FIRST, RETRY_LAST = 0.1, 5.0
+BLINK = 5.0
+"""Seconds that a pod whose interfaces cannot be seen keeps the tap points it has."""
+AWAY = "Open vSwitch does not answer: what is copied stays so, and nothing new can be until it runs again (check ovs-vswitchd)"
 
 
 class DesiredSnapshot(Protocol):
@@ -70,13 +80,20 @@ class Parts:
     mailbox: Mailbox
 
 
-@dataclass(slots=True)
-class _View:
-    """What is served to those who ask; replaced, never edited."""
+@dataclass(frozen=True, slots=True)
+class View:
+    """What is served to those who ask, as of the last tick or pass."""
 
     counters: NodeCounters = field(default_factory=lambda: NodeCounters({}, {}, 0))
+    rows: tuple[Row, ...] = ()
+    rates: Mapping[str, Rate] = field(default_factory=dict[str, Rate])
+    """By incarnation."""
     statuses: tuple[TapStatus, ...] = ()
     problems: tuple[str, ...] = ()
+    """Sentences about files and pods that belong to no tap."""
+    files_refused: int = 0
+    map_bytes: int = 0
+    purges: int = 0
 
 
 class Loop:
@@ -85,86 +102,99 @@ class Loop:
     def __init__(self, parts: Parts, first_key: int) -> None:
         self._parts = parts
         self._first_key = first_key
-        self._view = _View()
+        self._lease = Lease(parts.pipeline.renew_lease)
+        self._sample = Sample(0.0, ())
         self._verdicts: tuple[TapVerdict, ...] = ()
         self._wanted = DataPlane()
+        self._failure = ""
+        self._tick_failure = ""
         self._unverified: tuple[str, ...] = ()
-        self._unhealthy: tuple[str, ...] = ()
+        self._mirror_problems: Mapping[MirrorKey, str] = {}
         self._source_problems: tuple[str, ...] = ()
         self._inventory_problems: tuple[str, ...] = ()
+        self._last_seen: Inventory | None = None
+        self._blinking: Mapping[str, float] = {}
+        self._maps_changed = True
         self._retry = RETRY_FIRST
+        self.view = View()
+        """Any thread may read it; take it once for one answer."""
         self.metrics = AgentMetrics(self.reading)
 
     # --- what others ask -------------------------------------------------------------------------------------------------
 
     def reading(self) -> Reading:
-        """For a scrape: as of the last tick."""
-        parts = self._parts
+        """For a scrape."""
+        view = self.view
         return Reading(
-            rows=parts.accounts.rows(self._view.counters),
-            counters=self._view.counters,
-            taps=self._view.statuses,
-            map_bytes=parts.pipeline.map_bytes(),
-            purges=parts.mirrors.purges,
-            files_refused=len(self._source_problems),
+            rows=view.rows,
+            counters=view.counters,
+            taps=view.statuses,
+            map_bytes=view.map_bytes,
+            purges=view.purges,
+            files_refused=view.files_refused,
         )
-
-    def fresh_counters(self) -> NodeCounters:
-        """Read now; call it on the loop's thread."""
-        self._view.counters = self._parts.pipeline.counters(self._parts.accounts.used_slots())
-        return self._view.counters
 
     def ledger(self) -> tuple[tuple[Row, ...], NodeCounters]:
         """Rows and counters, read now; call it on the loop's thread."""
-        counters = self.fresh_counters()
+        counters = self._counters()
         return self._parts.accounts.rows(counters), counters
 
-    @property
-    def statuses(self) -> tuple[TapStatus, ...]:
-        """The taps of this node, as of the last pass or tick."""
-        return self._view.statuses
-
-    @property
-    def problems(self) -> tuple[str, ...]:
-        """Sentences about files and pods that belong to no tap."""
-        return self._view.problems
+    def _counters(self) -> NodeCounters:
+        parts = self._parts
+        counters = parts.pipeline.counters(parts.accounts.used_slots())
+        parts.accounts.observe(counters)
+        return counters
 
     # --- the loop --------------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Until stopped."""
+        self._lease.start()
+        try:
+            self._run()
+        finally:
+            self._lease.end()
+
+    def _run(self) -> None:
         mailbox = self._parts.mailbox
         next_resync = next_tick = time.monotonic()
         while True:
             changed, stopping = mailbox.wait(min(next_resync, next_tick))
             if stopping:
                 return
-            now = time.monotonic()
-            if changed or now >= next_resync:
-                next_resync = time.monotonic() + (RESYNC if self._pass() else self._backoff())
-            if now >= next_tick:
+            self._lease.beat()
+            if changed or time.monotonic() >= next_resync:
+                next_resync = time.monotonic() + self._pass()
+            if time.monotonic() >= next_tick:
                 self._tick()
                 next_tick = time.monotonic() + TICK
 
-    def _backoff(self) -> float:
-        self._retry, now = min(RETRY_LAST, self._retry * 2), self._retry
-        return now
+    def _guard(self, what: str, act: Callable[[], None]) -> str:
+        """Do it; returns the sentence that says why it failed, empty where it did not."""
+        try:
+            act()
+        except VtapError as error:
+            return str(error)
+        except Exception as error:
+            log.exception("the %s failed unexpectedly", what)
+            self.metrics.failures.labels(what).inc()
+            return f"the agent's {what} failed unexpectedly ({type(error).__name__}: {error}); it is tried again, see its log"
+        return ""
 
-    def _pass(self) -> bool:
-        """One pass; False where it has to be tried again soon."""
+    def _pass(self) -> float:
+        """One pass; returns the seconds after which the next is due at the latest."""
         with self.metrics.pass_seconds.time():
-            try:
-                self._converge()
-                outcome = "converged" if not self._unverified else "unverified"
-            except VtapError as error:
-                log.warning("%s", error)
-                self._unverified = (str(error),)
-                outcome = "failed"
+            before, self._failure = self._failure, self._guard("pass", self._converge)
+        if self._failure and self._failure != before:
+            log.warning("%s", self._failure)
+        outcome = "failed" if self._failure else "unverified" if self._unverified else "converged"
         self.metrics.passes.labels(outcome).inc()
-        if outcome == "converged":
-            self._retry = RETRY_FIRST
         self._report()
-        return outcome == "converged"
+        if outcome != "converged":
+            self._retry, now = min(RETRY_LAST, self._retry * 2), self._retry
+            return now
+        self._retry = RETRY_FIRST
+        return TICK if self._blinking else RESYNC
 
     def _converge(self) -> None:
         parts = self._parts
@@ -174,13 +204,38 @@ class Loop:
         inventory = parts.observer.snapshot(remotes(desired))
         self._inventory_problems = inventory.problems
         if not inventory.switch.reachable:
-            raise Wait("Open vSwitch does not answer; taps stay as they are until it returns")
+            self._converge_without_switch(desired, inventory)
+        inventory = self._last_seen = self._steadied(inventory)
         plan = self._plan(desired, inventory)
-        self._verdicts = plan.verdicts
-        parts.announcer.submit(plan.announcements)
-        self._wanted = plan.dataplane
+        self._begin(plan)
         self._apply(plan.dataplane)
+        parts.accounts.unfed()
         self._unverified = self._verify(plan.dataplane)
+
+    def _converge_without_switch(self, desired: Desired, inventory: Inventory) -> NoReturn:
+        """Copies of taps that are gone end at once all the same, and edits reach the copies that there are. Raises Wait."""
+        if self._last_seen is None:
+            self._verdicts = tuple(replace(verdict, points=()) for verdict in select(desired, inventory).verdicts)
+            raise Wait(AWAY)
+        plan = self._plan(desired, self._steadied(with_switch(inventory, self._last_seen.switch)))
+        self._begin(plan)
+        self._apply_steps(self._pipeline_steps(_limited_to(plan.dataplane, self._parts.pipeline.tap_ports())))
+        self._parts.accounts.unfed()
+        raise Wait(AWAY)
+
+    def _begin(self, plan: Plan) -> None:
+        self._verdicts = plan.verdicts
+        self._wanted = plan.dataplane
+        self._parts.announcer.submit(plan.announcements, self._parts.accounts.leaving)
+
+    def _steadied(self, inventory: Inventory) -> Inventory:
+        """Pods that cannot be looked into for a moment are as they were."""
+        if self._last_seen is None:
+            return inventory
+        now = time.monotonic()
+        blinking = {uid: self._blinking.get(uid, now) for uid in vanished(inventory, self._last_seen)}
+        self._blinking = {uid: since for uid, since in blinking.items() if now - since < BLINK}
+        return with_interfaces(inventory, self._last_seen, self._blinking)
 
     def _plan(self, desired: Desired, inventory: Inventory) -> Plan:
         parts = self._parts
@@ -190,20 +245,27 @@ class Loop:
             parts.accounts.confirm(answer.streams)
         arguments = (selection, parts.accounts.slots, self._first_key, parts.accounts.confirmed, inventory)
         plan = assemble(*arguments)
-        refused = parts.mirrors.refusals(plan.dataplane)
+        refused = parts.mirrors.refusals(plan.dataplane) if inventory.switch.reachable else {}
         return assemble(*arguments, refused) if refused else plan
 
     def _apply(self, wanted: DataPlane) -> None:
         """Every step in the order of its phase; those of the mirrors together, in one transaction, at their place in it."""
         parts = self._parts
-        tap_ports = {key: parts.pipeline.tap_port_devices(key) for key in wanted.mirrors}
         for key in wanted.mirrors:
             parts.pipeline.ensure_tap_port(key)
-        steps = ordered([*parts.pipeline.plan(wanted, tap_ports), *parts.mirrors.plan(wanted)])
-        for phase, group in itertools.groupby(steps, key=lambda step: step.phase):
-            self._apply_phase(phase, list(group))
+        self._apply_steps([*self._pipeline_steps(wanted), *parts.mirrors.plan(wanted)])
         for key in parts.pipeline.tap_ports() - wanted.mirrors.keys():
             parts.pipeline.remove_tap_port(key)
+
+    def _pipeline_steps(self, wanted: DataPlane) -> list[PipelineStep]:
+        pipeline = self._parts.pipeline
+        with self._lease.lock:
+            return pipeline.plan(wanted, {key: pipeline.tap_port_devices(key) for key in wanted.mirrors})
+
+    def _apply_steps(self, steps: Sequence[MirrorStep | PipelineStep]) -> None:
+        self._maps_changed = self._maps_changed or bool(steps)
+        for phase, group in itertools.groupby(ordered(steps), key=lambda step: step.phase):
+            self._apply_phase(phase, list(group))
 
     def _apply_phase(self, phase: Phase, steps: list[MirrorStep | PipelineStep]) -> None:
         for step in steps:
@@ -211,12 +273,14 @@ class Loop:
         self._parts.mirrors.apply(steps)
         for step in steps:
             if not isinstance(step, MirrorStep):
-                self._parts.pipeline.apply(step)
+                with self._lease.lock:
+                    self._parts.pipeline.apply(step)
         self.metrics.steps.labels(phase.name.lower()).inc(len(steps))
 
     def _verify(self, wanted: DataPlane) -> tuple[str, ...]:
         """Look again: what still differs from what is wanted."""
-        return (*self._parts.pipeline.verify(wanted), *self._parts.mirrors.verify(wanted))
+        left = [f"still to do: {step}" for step in self._pipeline_steps(wanted)]
+        return (*left, *self._parts.mirrors.verify(wanted))
 
     def remove_everything(self) -> None:
         """As if nothing were wanted: copies end, what was counted is kept, and collectors get their last word."""
@@ -224,40 +288,77 @@ class Loop:
         parts.accounts.admit(())
         self._apply(DataPlane())
         counters = self._settled_counters()
+        parts.accounts.unfed()
         parts.accounts.settle(counters, at_once=True)
-        parts.announcer.report(parts.accounts.totals(counters))
+        parts.announcer.report(parts.accounts.totals(parts.accounts.rows(counters)))
         parts.announcer.submit({})
         parts.announcer.drain(LINGER + 1)
 
     def _settled_counters(self) -> NodeCounters:
         """Once no copy is between `pick` and `send` any more, or after SETTLE seconds."""
         until = time.monotonic() + SETTLE
-        counters, before = self.fresh_counters(), None
+        counters, before = self._counters(), None
         while counters != before and time.monotonic() < until:
             time.sleep(SETTLE / 20)
-            before, counters = counters, self.fresh_counters()
+            before, counters = counters, self._counters()
         return counters
 
     def _tick(self) -> None:
-        parts = self._parts
-        try:
-            parts.pipeline.renew_lease(LEASE)
-            counters = self.fresh_counters()
-            parts.announcer.report(parts.accounts.totals(counters))
-            if parts.accounts.due():
-                parts.accounts.settle(counters)
-            self._unhealthy = unhealthy(parts.mirrors.check_health(self._wanted))
-        except VtapError as error:
-            log.warning("%s", error)
-            parts.mailbox.changed()
+        before, self._tick_failure = self._tick_failure, self._guard("tick", self._look_at_counters)
+        if self._tick_failure:
+            if self._tick_failure != before:
+                log.warning("%s", self._tick_failure)
+            self._parts.mailbox.changed()
         self._report()
+
+    def _look_at_counters(self) -> None:
+        parts = self._parts
+        counters = self._counters()
+        rows = parts.accounts.rows(counters)
+        self._take_view(counters, rows)
+        parts.announcer.report(parts.accounts.totals(rows))
+        if parts.accounts.due():
+            parts.accounts.settle(counters)
+            parts.mailbox.changed()
+        healths = parts.mirrors.check_health(self._wanted)
+        self._mirror_problems = {key: said[0] for key, health in healths.items() if (said := unhealthy({key: health}))}
+
+    def _take_view(self, counters: NodeCounters, rows: tuple[Row, ...]) -> None:
+        parts = self._parts
+        before, self._sample = self._sample, Sample(time.monotonic(), rows)
+        map_bytes = parts.pipeline.map_bytes() if self._maps_changed else self.view.map_bytes
+        self._maps_changed = False
+        self.view = replace(
+            self.view,
+            counters=counters,
+            rows=rows,
+            rates=rates(before, self._sample),
+            map_bytes=map_bytes,
+            purges=parts.mirrors.purges,
+        )
 
     def _report(self) -> None:
         answers = self._parts.announcer.acknowledgements()
         observations = Observations(
-            unverified=(*self._unverified, *self._unhealthy),
+            stopped=self._failure,
+            unverified=self._unverified,
+            mirror_problems=self._mirror_problems,
+            told=frozenset(answers),
             collector_problems={name: answer.problem for name, answer in answers.items() if answer.problem},
             confirming=frozenset(name for name, answer in answers.items() if answer.streams and not answer.problem),
         )
-        self._view.statuses = tuple(tap_status(verdict, observations) for verdict in self._verdicts)
-        self._view.problems = (*self._source_problems, *self._inventory_problems)
+        self.view = replace(
+            self.view,
+            statuses=tuple(tap_status(verdict, observations) for verdict in self._verdicts),
+            problems=(*self._source_problems, *self._inventory_problems),
+            files_refused=len(self._source_problems),
+        )
+
+
+def _limited_to(wanted: DataPlane, mirrors: frozenset[MirrorKey]) -> DataPlane:
+    """What of it these mirrors feed."""
+    return replace(
+        wanted,
+        mirrors={key: mirror for key, mirror in wanted.mirrors.items() if key in mirrors},
+        sources=tuple(source for source in wanted.sources if source.mirror in mirrors),
+    )

@@ -74,6 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except VtapError as error:
         sys.stderr.write(f"vtap-agent: {error}\n")
         return 1
+    except Exception as error:
+        log.exception("unexpected failure")
+        sys.stderr.write(f"vtap-agent: failed unexpectedly ({type(error).__name__}: {error}); please report the above\n")
+        return 1
     return 0
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vtap_agent.errors import TellUser
+from vtap_agent.errors import Retry, TellUser
 from vtap_agent.plan.slots import SlotTable, from_json, to_json
 from vtap_agent.plan.streams import StreamId
 from vtap_agent.report.ledger import Row, row_from_json, row_to_json
@@ -18,21 +18,27 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class AgentState:
-    """`pair_dropped` is the share of the pair's device drops that closed rows already carry."""
+    """`pair_dropped` is the share of the pair's device drops that closed rows already carry; each time the device was made anew,
+    and so counts from zero, what it had counted is subtracted, so that it may be negative.
+    """
 
     slots: SlotTable
+    first_key: int
     closed: tuple[Row, ...] = ()
     pair_dropped: int = 0
     confirmed: frozenset[StreamId] = frozenset()
     """Live streams that their collector has acknowledged."""
 
 
-def load(path: Path) -> AgentState:
-    """The saved state, or an empty one where there is no file. TellUser where the file is not ours or damaged."""
+def load(path: Path, first_key: int) -> AgentState:
+    """The saved state, or an empty one for keys from `first_key` on where there is no file.
+
+    TellUser where the file is not ours or damaged.
+    """
     try:
         data: Any = json.loads(path.read_bytes())
     except FileNotFoundError:
-        return AgentState(SlotTable())
+        return AgentState(SlotTable(), first_key)
     except (OSError, ValueError) as error:
         raise TellUser(f"{path}: cannot be read as the agent's state ({error}); move it away to start afresh") from error
     try:
@@ -40,27 +46,43 @@ def load(path: Path) -> AgentState:
             raise ValueError(f"format {data['format']!r}")
         return AgentState(
             from_json(data["slots"]),
+            int(data["firstKey"]),
             tuple(row_from_json(row) for row in data["closed"]),
             int(data["pairDropped"]),
             frozenset((int(key), str(incarnation)) for key, incarnation in data["confirmed"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise TellUser(f"{path}: is not state this agent wrote ({error}); move it away to start afresh") from error
 
 
 def save(path: Path, state: AgentState) -> None:
-    """Write and sync beside the old file, then rename over it: after a crash either the old or the new one is there."""
+    """Write and sync beside the old file, then rename over it: after a crash either the old or the new one is there.
+
+    Raises Retry where it cannot be written.
+    """
     data = {
         "format": FORMAT,
+        "firstKey": state.first_key,
         "slots": to_json(state.slots),
         "closed": [row_to_json(row) for row in state.closed],
         "pairDropped": state.pair_dropped,
         "confirmed": sorted(state.confirmed),
     }
+    # All at once: json.dump would encode piece by piece, in Python.
+    text = json.dumps(data)
+    try:
+        _replace(path, text)
+    except OSError as error:
+        raise Retry(
+            f"{path}: the agent's state cannot be saved ({error.strerror or error}); make room, or let the agent write there"
+        ) from error
+
+
+def _replace(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".new")
     with beside.open("w", encoding="utf-8") as file:
-        json.dump(data, file)
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)

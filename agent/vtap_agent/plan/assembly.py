@@ -119,16 +119,18 @@ def _placed(
     selection: Selection,
     announced: Announced,
 ) -> _Placed:
-    where = f"{candidate.port.name} on {candidate.port.bridge}"
-    delivery = verdicts.delivery_verdict(candidate.name, destination.remote, hop, where)
+
+    def delivery(*, fed: bool) -> PointVerdict:
+        return verdicts.delivery_verdict(candidate.name, destination.remote, hop, candidate.port, fed=fed)
+
     if destination.control is None:
-        return _Placed(candidate, point, None, True, delivery)
+        return _Placed(candidate, point, None, True, delivery(fed=True))
     snap_length = selection.programs[candidate.program].snap_length
     stream = Stream(point.key, point.incarnation, candidate.name, snap_length, destination.trailer)
     if stream.id in announced:
-        return _Placed(candidate, point, stream, True, delivery)
+        return _Placed(candidate, point, stream, True, delivery(fed=True))
     if hop.state is not NextHopState.REACHABLE:
-        return _Placed(candidate, point, stream, False, delivery)
+        return _Placed(candidate, point, stream, False, delivery(fed=False))
     sentence = verdicts.announcing(destination.name)
     waiting = verdicts.point_verdict(candidate.name, PointState.WAITING, "Announcing", sentence)
     return _Placed(candidate, point, stream, False, waiting)

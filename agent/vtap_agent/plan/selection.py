@@ -137,7 +137,11 @@ class _PointFinder:
     """Finds the tap points of one tap after another in the same inventory."""
 
     def __init__(self, inventory: Inventory, receivers: frozenset[str]) -> None:
-        self._pods = inventory.pods
+        self._pods: dict[tuple[str, ...], list[Pod]] = defaultdict(list)
+        for pod in inventory.pods:
+            self._pods[(pod.ref.namespace,)].append(pod)
+            for label in pod.labels.items():
+                self._pods[(pod.ref.namespace, *label)].append(pod)
         self._receivers = receivers
         self._interfaces: dict[str, list[PodInterface]] = defaultdict(list)
         for interface in inventory.interfaces:
@@ -145,7 +149,7 @@ class _PointFinder:
 
     def points(self, tap: VirtualTap, receiver: ResolvedDestination) -> tuple[int, list[Candidate], list[PointVerdict]]:
         """(number of matched pods, tap points, what cannot be tapped)."""
-        pods = [pod for pod in self._pods if _selects(tap, pod)]
+        pods = [pod for pod in self._worth_a_look(tap) if matches(tap.spec.pod_selector, pod.labels)]
         found: list[Candidate] = []
         refused: list[PointVerdict] = []
         for pod in pods:
@@ -166,6 +170,11 @@ class _PointFinder:
                     found.extend(_candidates(tap, pod, interface, interface.port, receiver))
         return len(pods), found, refused
 
+    def _worth_a_look(self, tap: VirtualTap) -> list[Pod]:
+        """The pods of the tap's namespace, only those with its first wanted label where it wants one."""
+        label = next(iter(tap.spec.pod_selector.match_labels.items()), ())
+        return self._pods.get((tap.metadata.namespace, *label), [])
+
     def _pod_refusal(self, pod: Pod) -> PointVerdict | None:
         if pod.host_network:
             return verdicts.pod_refused(pod, "", "HostNetwork", verdicts.host_network(pod))
@@ -173,10 +182,6 @@ class _PointFinder:
         if received := own & self._receivers:
             return verdicts.pod_refused(pod, "", "IsReceiver", verdicts.is_receiver(pod, frozenset(received)))
         return None
-
-
-def _selects(tap: VirtualTap, pod: Pod) -> bool:
-    return pod.ref.namespace == tap.metadata.namespace and matches(tap.spec.pod_selector, pod.labels)
 
 
 def _wants(tap: VirtualTap, interface: str) -> bool:

@@ -18,6 +18,11 @@ class StreamName:
     announced: bool = True
     """Whether the receiver is a collector of ours, which is told of the stream."""
 
+    @property
+    def destination(self) -> str:
+        """The name of the TapDestination that was named."""
+        return self.receiver.split(" ", 1)[0]
+
 
 @dataclass(frozen=True, slots=True)
 class Assignment:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from vtap_agent.plan.dataplane import MAX_POINTS_PER_SOURCE, TapPointName
-from vtap_agent.plan.inventory_model import NextHop, NextHopState, Pod, PodInterface
+from vtap_agent.plan.inventory_model import BridgePort, NextHop, NextHopState, Pod, PodInterface
 
 
 class PointState(StrEnum):
@@ -29,6 +29,9 @@ class PointVerdict:
     reason: str
     message: str
     backend: str = ""
+    bridge: str = ""
+    fed: bool = False
+    """Whether the data plane gives it copies, if only to count them as dropped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,24 +54,25 @@ def pod_refused(pod: Pod, interface: str, reason: str, sentence: str) -> PointVe
 
 
 def point_verdict(name: TapPointName, state: PointState, reason: str, sentence: str) -> PointVerdict:
-    """A tap point in some state."""
+    """A tap point in some state, not fed."""
     return PointVerdict(
         name.pod_namespace, name.pod_name, name.interface, name.direction.value, state, reason, sentence, "OVSMirror"
     )
 
 
-def delivery_verdict(name: TapPointName, remote: str, hop: NextHop, mirrored_at: str) -> PointVerdict:
-    """A tap point that is programmed: whether its copies can leave."""
+def delivery_verdict(name: TapPointName, remote: str, hop: NextHop, port: BridgePort, *, fed: bool) -> PointVerdict:
+    """A tap point whose collector, if any, has been told of it, or cannot be: whether its copies can leave."""
     if hop.state is NextHopState.NO_ROUTE:
-        sentence = f"there is no route to {remote}: copies are dropped and counted as noRoute; add a route on the node"
-        return point_verdict(name, PointState.WAITING, "NoRoute", sentence)
-    if hop.state is NextHopState.NO_NEIGHBOUR:
-        sentence = (
-            f"the next hop to {remote} on {hop.ifname} does not answer: copies are dropped and counted as noNeighbour; "
-            "check that it is up"
-        )
-        return point_verdict(name, PointState.WAITING, "NoNeighbour", sentence)
-    return point_verdict(name, PointState.READY, "Programmed", f"mirrored at {mirrored_at}")
+        what = "copies are dropped and counted as noRoute" if fed else "nothing is copied"
+        sentence = f"there is no route to {remote}: {what}; add a route on the node"
+        made = point_verdict(name, PointState.WAITING, "NoRoute", sentence)
+    elif hop.state is NextHopState.NO_NEIGHBOUR:
+        what = "copies are dropped and counted as noNeighbour" if fed else "nothing is copied"
+        sentence = f"the next hop to {remote} on {hop.ifname} does not answer: {what}; check that it is up"
+        made = point_verdict(name, PointState.WAITING, "NoNeighbour", sentence)
+    else:
+        made = point_verdict(name, PointState.READY, "Programmed", f"mirrored at {port.name} on {port.bridge}")
+    return replace(made, bridge=port.bridge, fed=fed)
 
 
 def host_network(pod: Pod) -> str:

@@ -1,7 +1,8 @@
 """Tells collectors which streams to expect, and how many copies have left.
 
 One worker thread for each collector, so that one that does not answer holds up nobody. A worker sends the whole set of
-streams, then totals; after any failure it starts again with the whole set. See docs/architecture.md, "The control channel".
+streams, then totals; on every new connection it starts again with the whole set, since another process may answer there.
+See docs/architecture.md, "The control channel".
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import http.client
 import json
 import logging
+import math
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,28 +52,32 @@ class Acknowledgement:
 class Announcer:
     """Keeps every collector's knowledge of this node's streams up to date. Thread-safe but for `submit`, which has one caller.
 
-    Destinations that share a collector are announced together: a collector takes each message as all it should know of the node.
+    Destinations that share a collector, by its URL, are announced together: a collector takes each message as all it should know
+    of the node. Where they name different token files, the first destination's counts.
     """
 
     def __init__(self, node: str, on_change: Callable[[], None]) -> None:
         self._node = node
         self._on_change = on_change
-        self._workers: dict[ControlEndpoint, _Worker] = {}
-        self._endpoints: dict[str, ControlEndpoint] = {}
+        self._workers: dict[str, _Worker] = {}
+        self._urls: dict[str, str] = {}
 
-    def submit(self, wanted: Mapping[str, StreamSet]) -> None:
-        """Make `wanted` (by destination) known. Returns at once; `on_change` is called when an answer changes something."""
-        self._endpoints = {destination: streams.endpoint for destination, streams in wanted.items()}
-        merged = _by_endpoint(wanted.values())
-        for endpoint, worker in list(self._workers.items()):
-            if endpoint not in merged:
-                worker.retire()
+    def submit(self, wanted: Mapping[str, StreamSet], leaving: frozenset[StreamId] = frozenset()) -> None:
+        """Make `wanted` (by destination) known. Returns at once; `on_change` is called when an answer changes something.
+
+        Streams that are wanted no more stay announced for LINGER seconds, and before that as long as they are in `leaving`.
+        """
+        self._urls = {destination: streams.endpoint.url for destination, streams in wanted.items()}
+        merged = _by_url(wanted)
+        for url, worker in list(self._workers.items()):
+            if url not in merged:
+                worker.retire(leaving)
             if not worker.is_alive():
-                del self._workers[endpoint]
-        for endpoint, streams in merged.items():
-            worker = self._workers.get(endpoint)
-            if worker is None or not worker.submit(streams):
-                worker = self._workers[endpoint] = _Worker(self._node, streams, self._on_change)
+                del self._workers[url]
+        for url, streams in merged.items():
+            worker = self._workers.get(url)
+            if worker is None or not worker.submit(streams, leaving):
+                worker = self._workers[url] = _Worker(self._node, streams, self._on_change)
                 worker.start()
 
     def report(self, totals: Mapping[StreamId, Totals]) -> None:
@@ -88,7 +94,7 @@ class Announcer:
 
     def acknowledgements(self) -> dict[str, Acknowledgement]:
         """By destination."""
-        workers = {name: self._workers.get(endpoint) for name, endpoint in self._endpoints.items()}
+        workers = {name: self._workers.get(url) for name, url in self._urls.items()}
         return {name: worker.acknowledgement for name, worker in workers.items() if worker is not None}
 
     def stop(self) -> None:
@@ -100,18 +106,18 @@ class Announcer:
             worker.join(REQUEST_TIMEOUT + 1)
 
 
-def _by_endpoint(sets: Iterable[StreamSet]) -> dict[ControlEndpoint, StreamSet]:
-    merged: dict[ControlEndpoint, StreamSet] = {}
-    for streams in sets:
-        known = merged.get(streams.endpoint)
+def _by_url(wanted: Mapping[str, StreamSet]) -> dict[str, StreamSet]:
+    merged: dict[str, StreamSet] = {}
+    for _destination, streams in sorted(wanted.items()):
+        known = merged.get(streams.endpoint.url)
         if known is not None:
             streams = StreamSet(
                 f"{known.destination}, {streams.destination}",
-                streams.endpoint,
+                known.endpoint,
                 tuple(sorted({*known.addresses, *streams.addresses})),
                 tuple(sorted((*known.streams, *streams.streams), key=lambda stream: stream.id)),
             )
-        merged[streams.endpoint] = streams
+        merged[streams.endpoint.url] = streams
     return merged
 
 
@@ -133,60 +139,74 @@ class _Worker(threading.Thread):
     def is_retiring(self) -> bool:
         return self._retiring
 
-    def submit(self, wanted: StreamSet) -> bool:
+    def submit(self, wanted: StreamSet, leaving: frozenset[StreamId] = frozenset()) -> bool:
         """False where the worker has ended, so that another has to take over."""
         with self._wake:
             if self._ended:
                 return False
             self._retiring = False
-            if wanted != self._wanted:
-                self._linger(wanted)
-                self._wanted = wanted
-                self._wake.notify()
+            self._want(wanted, leaving)
             return True
 
     def report(self, totals: Mapping[StreamId, Totals]) -> None:
         with self._wake:
             self._totals = totals
 
-    def retire(self) -> None:
+    def retire(self, leaving: frozenset[StreamId] = frozenset()) -> None:
         """Nothing is wanted here any more: withdraw what is announced, then end."""
         with self._wake:
-            if self._retiring:
-                return
-            nothing = replace(self._wanted, streams=())
-            self._linger(nothing)
-            self._wanted = nothing
             self._retiring = True
             self._wake.notify()
+            self._want(replace(self._wanted, streams=()), leaving)
 
     def stop(self) -> None:
         with self._wake:
             self._stopping = True
             self._wake.notify()
 
-    def _linger(self, wanted: StreamSet) -> None:
-        until = time.monotonic() + LINGER
+    def _want(self, wanted: StreamSet, leaving: frozenset[StreamId]) -> None:
+        before = (self._wanted, self._lingering)
+        self._lingering = self._lingering_beside(wanted, leaving)
+        self._wanted = wanted
+        if before != (self._wanted, self._lingering):
+            self._wake.notify()
+
+    def _lingering_beside(self, wanted: StreamSet, leaving: frozenset[StreamId]) -> dict[StreamId, tuple[Stream, float]]:
+        """What the collector knows and is wanted no more, with the time at which it is withdrawn."""
+        soon = time.monotonic() + LINGER
+        known = {stream.id: (stream, math.inf) for stream in self._wanted.streams if stream.id in self.acknowledgement.streams}
+        known |= self._lingering
         still = {stream.id for stream in wanted.streams}
-        for stream in self._wanted.streams:
-            if stream.id not in still and stream.id in self.acknowledgement.streams:
-                self._lingering[stream.id] = (stream, until)
-        for stream_id in still & self._lingering.keys():
-            del self._lingering[stream_id]
+        return {
+            stream_id: (stream, math.inf if stream_id in leaving else min(until, soon))
+            for stream_id, (stream, until) in known.items()
+            if stream_id not in still
+        }
 
     def run(self) -> None:
         delivery = _Delivery(self._path("streams"), self._path("totals"))
         backoff = BACKOFF_FIRST
         while (due := self._await_work(delivery.announced)) is not None:
-            try:
-                delivery.deliver(due, self._select(due))
+            problem = self._deliver(delivery, due)
+            if not problem:
                 self._answer(Acknowledgement(frozenset(stream.id for stream in due.streams)))
                 backoff = BACKOFF_FIRST
-            except VtapError as error:
-                self._answer(replace(self.acknowledgement, problem=str(error)))
-                if not self._pause(backoff):
-                    return
-                backoff = min(BACKOFF_LAST, backoff * 2)
+                continue
+            self._answer(replace(self.acknowledgement, problem=problem))
+            if not self._pause(backoff):
+                return
+            backoff = min(BACKOFF_LAST, backoff * 2)
+
+    def _deliver(self, delivery: _Delivery, due: StreamSet) -> str:
+        """Returns the sentence that says why it failed, empty where it did not."""
+        try:
+            delivery.deliver(due, self._select(due))
+        except VtapError as error:
+            return str(error)
+        except Exception as error:
+            log.exception("announcing to %s failed unexpectedly", due.endpoint.url)
+            return f"the collector at {due.endpoint.url} cannot be told ({type(error).__name__}: {error}); see the agent's log"
+        return ""
 
     def _await_work(self, announced: StreamSet | None) -> StreamSet | None:
         """What to announce now: at once where it changed, else when totals are due. None ends the worker."""
@@ -247,25 +267,38 @@ class _Delivery:
         self._totals_path = totals_path
         self._posted: Mapping[StreamId, Totals] = {}
         self._posted_at = 0.0
+        self._tai_offset = 0
         self.announced: StreamSet | None = None
 
     def deliver(self, due: StreamSet, totals: Mapping[StreamId, Totals]) -> None:
-        """Totals first: a stream that is about to be withdrawn gets its last word."""
+        """Totals first: a stream that is about to be withdrawn gets its last word.
+
+        The answer before may have closed the connection, and then another process may have taken the place of the one that was
+        told, so that it has to be told again.
+        """
         before, self.announced = self.announced, None
+        offset = tai_offset()
+        if before is not None and not self._client.is_connected_to(due.endpoint):
+            self._announce(replace(before, endpoint=due.endpoint), offset)
         overdue = time.monotonic() - self._posted_at >= TOTALS_IDLE_EVERY
         if before is not None and (overdue or totals != self._posted):
             self._client.request(due.endpoint, "POST", self._totals_path, _totals_body(totals))
             self._posted, self._posted_at = totals, time.monotonic()
-        if before != due:
-            self._client.request(due.endpoint, "PUT", self._streams_path, _streams_body(due))
+        if before != due or offset != self._tai_offset:
+            self._announce(due, offset)
         self.announced = due
 
+    def _announce(self, streams: StreamSet, offset: int) -> None:
+        self._client.request(streams.endpoint, "PUT", self._streams_path, _streams_body(streams, offset))
+        self._tai_offset = offset
+        self._posted = {}  # Whoever has just been told wants to hear how far the streams are.
 
-def _streams_body(streams: StreamSet) -> dict[str, Any]:
+
+def _streams_body(streams: StreamSet, offset: int) -> dict[str, Any]:
     return {
         "version": 1,
         "addresses": list(streams.addresses),
-        "taiOffset": tai_offset(),
+        "taiOffset": offset,
         "streams": [
             {
                 "key": stream.key,
@@ -318,14 +351,19 @@ class _Client:
         self._endpoint: ControlEndpoint | None = None
         self._connection: http.client.HTTPConnection | None = None
 
+    def is_connected_to(self, endpoint: ControlEndpoint) -> bool:
+        """Whether the next request goes over the same connection as the last: the answer may have closed it."""
+        return self._endpoint == endpoint and self._connection is not None and self._connection.sock is not None
+
     def request(self, endpoint: ControlEndpoint, method: str, path: str, body: Mapping[str, Any]) -> None:
         """Raises Retry where nobody answers, TellUser where the answer is a refusal."""
+        headers = _headers(endpoint)
         try:
             connection = self._connect(endpoint)
-            connection.request(method, path, json.dumps(body), _headers(endpoint))
+            connection.request(method, path, json.dumps(body), headers)
             answer = connection.getresponse()
             text = answer.read(65536).decode("utf-8", "replace")
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             self._close()
             raise Retry(
                 f"the collector at {endpoint.url} does not answer ({error}); check that it runs and is reachable"
@@ -360,6 +398,8 @@ def _headers(endpoint: ControlEndpoint) -> dict[str, str]:
     if endpoint.token_file:
         try:
             token = Path(endpoint.token_file).read_text(encoding="ascii").strip()
+            if not token.isprintable():
+                raise ValueError("it is not one line of text")
         except (OSError, ValueError) as error:
             raise TellUser(f"{endpoint.token_file}: the token cannot be read ({error}); create the file") from error
         headers["Authorization"] = f"Bearer {token}"

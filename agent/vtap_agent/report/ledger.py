@@ -10,8 +10,10 @@ from vtap_agent.plan.dataplane import Direction, NodeCounters, PointCounters, Ta
 
 MAX_CLOSED = 1000
 """Closed tap points that keep a row of their own; older ones go into one sum a tap."""
+MAX_SUMS = 1000
+"""Such sums; older ones go into one of all taps, so that neither rows nor labels grow without end."""
 SUMMED = "*"
-"""Stands for pod, interface and key in such a sum."""
+"""Stands for pod, interface and key in such a sum, and for the tap in the sum of all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,29 +70,34 @@ def add(left: PointCounters, right: PointCounters) -> PointCounters:
     )
 
 
-def close(closed: Iterable[Row], gone: Iterable[Row], limit: int = MAX_CLOSED) -> tuple[Row, ...]:
-    """`closed` with the rows that just ended; beyond `limit` the oldest are summed up by tap."""
+def close(closed: Iterable[Row], gone: Iterable[Row], limit: int = MAX_CLOSED, sums_limit: int = MAX_SUMS) -> tuple[Row, ...]:
+    """`closed` with the rows that just ended; beyond `limit` the oldest are summed up by tap, beyond `sums_limit` altogether."""
     rows = [*closed, *(replace(row, closed=True) for row in gone)]
-    sums: dict[tuple[str, str, Direction], Row] = {}
-    singles: list[Row] = []
+    singles = [row for row in rows if row.name.pod_name != SUMMED]
+    oldest = singles[: max(0, len(singles) - limit)]
+    by_tap = _added_up([*(row for row in rows if row.name.pod_name == SUMMED), *map(_as_sum, oldest)])
+    too_many = by_tap[: max(0, len(by_tap) - sums_limit)]
+    sums = _added_up([*map(_of_all_taps, too_many), *by_tap[len(too_many) :]])
+    return (*sums, *singles[len(oldest) :])
+
+
+def _added_up(rows: Iterable[Row]) -> list[Row]:
+    """One row for each name; those that grew last come last."""
+    sums: dict[tuple[TapPointName, bool], Row] = {}
     for row in rows:
-        if row.name.pod_name == SUMMED:
-            sums[_sum_key(row)] = row
-        else:
-            singles.append(row)
-    for row in singles[: max(0, len(singles) - limit)]:
-        known = sums.get(_sum_key(row))
-        sums[_sum_key(row)] = _summed(row, known.counters if known else PointCounters())
-    return (*sums.values(), *singles[max(0, len(singles) - limit) :])
+        key = (row.name, row.announced)
+        known = sums.pop(key, None)
+        sums[key] = replace(row, counters=add(known.counters, row.counters)) if known else row
+    return list(sums.values())
 
 
-def _sum_key(row: Row) -> tuple[str, str, Direction]:
-    return (row.name.tap_namespace, row.name.tap_name, row.name.direction)
-
-
-def _summed(row: Row, onto: PointCounters) -> Row:
+def _as_sum(row: Row) -> Row:
     name = replace(row.name, pod_namespace=SUMMED, pod_name=SUMMED, pod_uid=SUMMED, interface=SUMMED)
-    return Row(0, SUMMED, name, SUMMED, add(onto, row.counters), row.announced, closed=True)
+    return Row(0, SUMMED, name, SUMMED, add(PointCounters(), row.counters), row.announced, closed=True)
+
+
+def _of_all_taps(row: Row) -> Row:
+    return replace(row, name=replace(row.name, tap_namespace=SUMMED, tap_name=SUMMED))
 
 
 def row_to_json(row: Row) -> dict[str, Any]:
@@ -169,4 +176,22 @@ def ledger_to_json(node: str, rows: Iterable[Row], counters: NodeCounters) -> di
             "arrived": sum(point.arrived for point in counters.points.values()),
             "dropped": counters.pair_dropped,
         },
+    }
+
+
+def keys_to_json(node: str, rows: Iterable[Row]) -> dict[str, Any]:
+    """The answer to ``GET /v1/keys``: what the key of each stream that runs stands for."""
+    return {"node": node, "keys": [_key_to_json(row) for row in rows if not row.closed]}
+
+
+def _key_to_json(row: Row) -> dict[str, Any]:
+    name = row.name
+    return {
+        "key": row.key,
+        "incarnation": row.incarnation,
+        "tap": {"namespace": name.tap_namespace, "name": name.tap_name},
+        "pod": {"namespace": name.pod_namespace, "name": name.pod_name, "uid": name.pod_uid},
+        "interface": name.interface,
+        "direction": name.direction.value,
+        "destination": row.destination,
     }

@@ -46,6 +46,12 @@ class AgentMetrics:
             registry=self._registry,
         )
         self.passes = Counter("vtap_agent_passes", "Passes by outcome", ("outcome",), registry=self._registry)
+        self.failures = Counter(
+            "vtap_agent_unexpected_failures",
+            "Failures that nobody foresaw, by where; the log has them",
+            ("where",),
+            registry=self._registry,
+        )
         self.steps = Counter("vtap_agent_steps", "Changes applied, by phase", ("phase",), registry=self._registry)
 
     def render(self) -> bytes:

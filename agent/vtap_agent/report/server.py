@@ -65,6 +65,9 @@ def _answer(route: Callable[[], Answer]) -> Answer:
         return route()
     except VtapError as error:
         return as_json({"error": str(error)}, HTTPStatus.SERVICE_UNAVAILABLE)
+    except Exception:
+        log.exception("a request failed unexpectedly")
+        return as_json({"error": "the agent failed to answer; its log says why"}, HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
 class _TcpServer(socketserver.ThreadingTCPServer):
@@ -90,7 +93,7 @@ class Server:
     def __init__(self, routes: Routes, socket_path: Path, listen: str = "") -> None:
         self._socket_path = socket_path
         socket_path.unlink(missing_ok=True)
-        self._servers: list[socketserver.BaseServer] = [_UnixServer(str(socket_path), _handler_for(unix=True))]
+        self._servers: list[socketserver.BaseServer] = [_unix_server(socket_path)]
         if listen:
             self._servers.append(_tcp_server(listen))
         for server in self._servers:
@@ -119,6 +122,13 @@ def _handler_for(*, unix: bool) -> type[_Handler]:
             return "local"
 
     return UnixHandler
+
+
+def _unix_server(path: Path) -> _UnixServer:
+    try:
+        return _UnixServer(str(path), _handler_for(unix=True))
+    except OSError as error:
+        raise TellUser(f"--run-dir: cannot listen on {path} ({error}); name another directory") from error
 
 
 def _tcp_server(listen: str) -> _TcpServer:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from vtap_agent.plan.dataplane import MirrorKey
 from vtap_agent.plan.verdicts import PointState, PointVerdict, TapVerdict
+from vtap_agent.report.ledger import Row
+from vtap_agent.report.rates import Rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,20 +35,23 @@ class TapStatus:
 class Observations:
     """What planning cannot know.
 
-    `unverified` are sentences about what the kernel or OVS does not hold as wanted; `collector_problems` by destination.
-    `delivering` names the destinations that confirm receipt.
+    `stopped` is the sentence that says why the last pass did not come to its end, empty where it did. `unverified` are sentences
+    about what the kernel or OVS does not hold as wanted; `mirror_problems` about mirrors that do not copy as they should. Of
+    destinations, by name: `told` are those with a collector of ours, `confirming` those whose collector acknowledges the streams,
+    and `collector_problems` says why others do not.
     """
 
+    stopped: str = ""
     unverified: tuple[str, ...] = ()
-    collector_problems: Mapping[str, str] | None = None
+    mirror_problems: Mapping[MirrorKey, str] = field(default_factory=dict[MirrorKey, str])
+    told: frozenset[str] = frozenset()
+    collector_problems: Mapping[str, str] = field(default_factory=dict[str, str])
     confirming: frozenset[str] = frozenset()
 
 
 def tap_status(verdict: TapVerdict, observations: Observations) -> TapStatus:
     """The three conditions of one tap."""
-    return TapStatus(
-        verdict, (_accepted(verdict), _programmed(verdict, observations.unverified), _delivering(verdict, observations))
-    )
+    return TapStatus(verdict, (_accepted(verdict), _programmed(verdict, observations), _delivering(verdict, observations)))
 
 
 def _condition(verdict: TapVerdict, kind: str, status: str, reason: str, message: str) -> Condition:
@@ -58,27 +64,39 @@ def _accepted(verdict: TapVerdict) -> Condition:
     return _condition(verdict, "Accepted", "True", "Accepted", "the tap is valid and its destination is allowed")
 
 
-def _programmed(verdict: TapVerdict, unverified: tuple[str, ...]) -> Condition:
-    if verdict.refusal:
-        return _condition(verdict, "Programmed", "False", "NotAccepted", "nothing is copied: " + verdict.refusal)
-    if verdict.matched_pods == 0:
-        return _condition(
-            verdict, "Programmed", "False", "NoPods", "spec.podSelector: matches no pod of this namespace on this node"
-        )
-    if refused := [point for point in verdict.points if point.state is PointState.REFUSED]:
-        return _condition(verdict, "Programmed", "False", refused[0].reason, _first_of(refused))
-    if unverified:
-        return _condition(verdict, "Programmed", "False", "NotVerified", unverified[0])
-    waiting = [point for point in verdict.points if point.reason == "Announcing"]
-    if waiting:
-        return _condition(verdict, "Programmed", "False", "Announcing", _first_of(waiting))
+def _programmed(verdict: TapVerdict, observations: Observations) -> Condition:
+    reason, message = _programming_trouble(verdict, observations)
+    if reason:
+        return _condition(verdict, "Programmed", "False", reason, message)
     count = len(verdict.points)
     return _condition(verdict, "Programmed", "True", "Programmed", f"{count} tap points copy from {verdict.matched_pods} pods")
 
 
+def _programming_trouble(verdict: TapVerdict, observations: Observations) -> tuple[str, str]:
+    """(reason, sentence) why a tap is not programmed as a whole, both empty where it is."""
+    if verdict.refusal:
+        return "NotAccepted", "nothing is copied: " + verdict.refusal
+    if observations.stopped:
+        return "NotApplied", observations.stopped
+    if verdict.matched_pods == 0:
+        return "NoPods", "spec.podSelector: matches no pod of this namespace on this node"
+    if refused := [point for point in verdict.points if point.state is PointState.REFUSED]:
+        return refused[0].reason, _first_of(refused)
+    if unfed := [point for point in verdict.points if not point.fed]:
+        return unfed[0].reason, _first_of(unfed)
+    sentences = [*observations.unverified, *_about_mirrors(verdict, observations.mirror_problems)]
+    return ("NotVerified", sentences[0]) if sentences else ("", "")
+
+
+def _about_mirrors(verdict: TapVerdict, problems: Mapping[MirrorKey, str]) -> list[str]:
+    """Of the mirrors that feed this very tap."""
+    mirrors = {(point.bridge, point.direction) for point in verdict.points if point.fed}
+    return [sentence for key, sentence in sorted(problems.items()) if (key.bridge, key.direction.value) in mirrors]
+
+
 def _delivering(verdict: TapVerdict, observations: Observations) -> Condition:
     ready = [point for point in verdict.points if point.state is PointState.READY]
-    problem = (observations.collector_problems or {}).get(verdict.destination, "")
+    problem = observations.collector_problems.get(verdict.destination, "")
     if problem:
         return _condition(verdict, "Delivering", "False", "CollectorUnreachable", problem)
     waiting = [point for point in verdict.points if point.state is PointState.WAITING]
@@ -88,6 +106,8 @@ def _delivering(verdict: TapVerdict, observations: Observations) -> Condition:
         return _condition(verdict, "Delivering", "False", "NothingProgrammed", "no tap point is programmed, see Programmed")
     if verdict.destination in observations.confirming:
         return _condition(verdict, "Delivering", "True", "Confirmed", "the collector acknowledges these streams")
+    if verdict.destination in observations.told:
+        return _condition(verdict, "Delivering", "Unknown", "Confirming", "the collector has not acknowledged these streams yet")
     return _condition(
         verdict,
         "Delivering",
@@ -116,12 +136,27 @@ def _pods(points: Iterable[PointVerdict], state: PointState) -> set[tuple[str, s
     return {(point.pod_namespace, point.pod_name) for point in points if point.state is state}
 
 
-def status_to_json(node: str, taps: Iterable[TapStatus], problems: Iterable[str]) -> dict[str, Any]:
-    """The answer to ``GET /v1/status``."""
-    return {"node": node, "taps": [_tap_to_json(status) for status in taps], "problems": list(problems)}
+PointId = tuple[str, str, str, str, str, str]
+"""Namespace and name of tap and pod, interface, direction."""
 
 
-def _tap_to_json(status: TapStatus) -> dict[str, Any]:
+def rates_by_point(rows: Iterable[Row], rates: Mapping[str, Rate]) -> dict[PointId, Rate]:
+    """`rates` are by incarnation."""
+    return {
+        (name.tap_namespace, name.tap_name, name.pod_namespace, name.pod_name, name.interface, name.direction.value): rate
+        for row in rows
+        if (name := row.name) and (rate := rates.get(row.incarnation)) is not None
+    }
+
+
+def status_to_json(
+    node: str, taps: Iterable[TapStatus], problems: Iterable[str], rates: Mapping[PointId, Rate]
+) -> dict[str, Any]:
+    """The answer to ``GET /v1/status``. Rates are a second, over the last tick; a tap point that has none yet lacks them."""
+    return {"node": node, "taps": [_tap_to_json(status, rates) for status in taps], "problems": list(problems)}
+
+
+def _tap_to_json(status: TapStatus, rates: Mapping[PointId, Rate]) -> dict[str, Any]:
     verdict = status.verdict
     return {
         "namespace": verdict.namespace,
@@ -131,26 +166,31 @@ def _tap_to_json(status: TapStatus) -> dict[str, Any]:
         "matchedPods": verdict.matched_pods,
         "attachedPods": attached_pods(verdict),
         "failedPods": len(failed_pods(verdict)),
-        "conditions": [
-            {
-                "type": condition.type,
-                "status": condition.status,
-                "reason": condition.reason,
-                "message": condition.message,
-                "observedGeneration": condition.observed_generation,
-            }
-            for condition in status.conditions
-        ],
-        "points": [
-            {
-                "pod": {"namespace": point.pod_namespace, "name": point.pod_name},
-                "interface": point.interface,
-                "direction": point.direction,
-                "backend": point.backend,
-                "state": point.state.value,
-                "reason": point.reason,
-                "message": point.message,
-            }
-            for point in verdict.points
-        ],
+        "conditions": [_condition_to_json(condition) for condition in status.conditions],
+        "points": [_point_to_json(verdict, point, rates) for point in verdict.points],
+    }
+
+
+def _condition_to_json(condition: Condition) -> dict[str, Any]:
+    return {
+        "type": condition.type,
+        "status": condition.status,
+        "reason": condition.reason,
+        "message": condition.message,
+        "observedGeneration": condition.observed_generation,
+    }
+
+
+def _point_to_json(verdict: TapVerdict, point: PointVerdict, rates: Mapping[PointId, Rate]) -> dict[str, Any]:
+    named = (verdict.namespace, verdict.name, point.pod_namespace, point.pod_name, point.interface, point.direction)
+    rate = rates.get(named)
+    return {
+        "pod": {"namespace": point.pod_namespace, "name": point.pod_name},
+        "interface": point.interface,
+        "direction": point.direction,
+        "backend": point.backend,
+        "state": point.state.value,
+        "reason": point.reason,
+        "message": point.message,
+        **({"rates": rate.as_json()} if rate and point.fed else {}),
     }

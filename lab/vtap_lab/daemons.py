@@ -5,7 +5,9 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import time
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +32,27 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 def read(unix_socket: Path, path: str) -> bytes:
-    """GET from a daemon; LabError when it doesn't answer 200."""
+    """GET from a daemon, again for a while when it is busy; LabError when it doesn't answer 200."""
+    status, body = _get(unix_socket, path)
+    deadline = time.monotonic() + _ANSWER_TIMEOUT * PATIENCE
+    while status == HTTPStatus.SERVICE_UNAVAILABLE and time.monotonic() < deadline:
+        time.sleep(0.1)
+        status, body = _get(unix_socket, path)
+    if status != HTTPStatus.OK:
+        raise LabError(f"GET {path} on {unix_socket}: {status} {body.decode(errors='replace').strip()}")
+    return body
+
+
+def _get(unix_socket: Path, path: str) -> tuple[int, bytes]:
     connection = _UnixConnection(unix_socket)
     try:
         connection.request("GET", path)
         answer = connection.getresponse()
-        body = answer.read()
+        return answer.status, answer.read()
     except (OSError, http.client.HTTPException) as broken:
         raise LabError(f"GET {path} on {unix_socket}: {broken}") from broken
     finally:
         connection.close()
-    if answer.status != 200:
-        raise LabError(f"GET {path} on {unix_socket}: {answer.status} {body.decode(errors='replace').strip()}")
-    return body
 
 
 @dataclass

@@ -381,7 +381,6 @@ CONTENDERS: dict[str, Callable[..., Any]] = {
     "ours, ring": collecting("--ring=in"),
     "ours, ring, dropped": collecting("--ring=in", drop=True),
 }
-PEERS = ("tcpdump", "dumpcap", "netsniff-ng")
 
 
 def print_load(load: Load, figures: dict[str, Figures]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vtap_cli import files, ledger, packets, status
+from vtap_cli import files, keys, ledger, packets, status
 from vtap_cli.errors import CliError
 
 if TYPE_CHECKING:
@@ -39,10 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vtap", description=__doc__)
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument(
+    place = argparse.ArgumentParser(add_help=False)
+    place.add_argument(
         "--run-dir", type=Path, default=RUN_DIR, metavar="DIR", help="where the daemons' sockets are (default: /run/vtap)"
     )
+    common = argparse.ArgumentParser(add_help=False, parents=[place])
     common.add_argument("-o", "--output", choices=("text", "json"), default="text", help="for people (default) or for programs")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
@@ -55,6 +56,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_ledger(command)
     _add_packets(command)
     command("status", _status, "Show what the agent of this node does for each tap.")
+    mapping = commands.add_parser(
+        "keys",
+        parents=[place],
+        help="list which key on the wire is which tap point",
+        description="List which key (GRE key, VXLAN network identifier) on the wire is which tap point, for any sensor.",
+    )
+    mapping.add_argument("-o", "--output", choices=("table", "csv", "json"), default="table", help="default: table")
+    mapping.set_defaults(run=_keys)
     listing = command("files", _files, "List the files that the collector has stored.")
     listing.add_argument("tap", nargs="?", default="", metavar="TAP", help="NAMESPACE/NAME (default: every tap)")
     return parser
@@ -161,6 +170,13 @@ def _packets(options: argparse.Namespace) -> int:
 def _status(options: argparse.Namespace) -> int:
     answer = status.read(options.run_dir)
     _show(options, answer, lambda: status.render(answer))
+    return 0
+
+
+def _keys(options: argparse.Namespace) -> int:
+    answer = keys.read(options.run_dir)
+    forms = {"table": keys.as_table, "csv": keys.as_csv, "json": lambda data: json.dumps(data, indent=2, ensure_ascii=False)}
+    print(forms[options.output](answer))
     return 0
 
 

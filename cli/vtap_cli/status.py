@@ -64,8 +64,7 @@ def _bulleted(rows: list[Sequence[str]], *, more: bool) -> Iterator[str]:
 
 def _point(point: Mapping[str, Any]) -> Sequence[str]:
     pod = point.get("pod") or {}
-    rates = point.get("rates") or {}
-    said = [_text(point, "message"), ", ".join(f"{name} {value}/s" for name, value in rates.items())]
+    said = [_text(point, "message"), _rates(point.get("rates") or {})]
     return (
         f"{pod.get('namespace', '?')}/{pod.get('name', '?')}",
         _text(point, "interface"),
@@ -74,6 +73,23 @@ def _point(point: Mapping[str, Any]) -> Sequence[str]:
         _text(point, "state"),
         "; ".join(part for part in said if part),
     )
+
+
+def _rates(rates: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{what} {_scaled(rates[f'{what}Packets'])}p/s {_scaled(rates[f'{what}Bits'])}b/s"
+        for what in ("seen", "sent")
+        if f"{what}Packets" in rates and f"{what}Bits" in rates
+    )
+
+
+def _scaled(value: float) -> str:
+    """With three digits and a decimal prefix."""
+    for prefix in ("", "k", "M", "G"):
+        if value < 999.5:
+            return f"{value:.3g} {prefix}"
+        value /= 1000
+    return f"{value:.3g} T"
 
 
 def _text(item: Mapping[str, Any], name: str) -> str:

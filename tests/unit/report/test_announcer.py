@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ class Collector:
     def __init__(self, token: str, port: int = 0) -> None:
         self.streams: dict[int, str] = {}
         self.totals: dict[int, int] = {}
+        self.offset: int | None = None
         self.heard: list[str] = []
         collector = self
 
@@ -42,7 +44,9 @@ class Collector:
                     self._finish(401)
                     return
                 collector.heard.append("streams")
-                collector.streams = {row["key"]: row["incarnation"] for row in self._body()["streams"]}
+                body = self._body()
+                collector.offset = body["taiOffset"]
+                collector.streams = {row["key"]: row["incarnation"] for row in body["streams"]}
                 self._finish(204)
 
             def do_POST(self) -> None:
@@ -144,3 +148,68 @@ def test_a_collector_that_comes_back_is_told_everything_again(announcer: Announc
         eventually(lambda: set(second.streams) == {1} and announcer.acknowledgements()["default"].problem == "")
     finally:
         second.stop()
+
+
+def test_a_stream_stays_announced_as_long_as_it_is_leaving(
+    announcer: Announcer, collector: Collector, token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LINGER", 0.05)
+    announcer.submit(wanted(collector.url, token, 1, 2))
+    eventually(lambda: len(announcer.acknowledgements()["default"].streams) == 2)
+    announcer.submit({}, frozenset({stream(1).id}))
+    eventually(lambda: set(collector.streams) == {1})
+    announcer.submit({}, frozenset({stream(1).id}))
+    heard = len(collector.heard)
+    announcer.report({stream(1).id: Totals(3, 3)})
+    eventually(lambda: collector.totals == {1: 3})
+    assert set(collector.streams) == {1} and len(collector.heard) > heard
+    announcer.submit({})
+    eventually(lambda: collector.streams == {})
+
+
+def test_two_destinations_of_one_collector_are_told_together(
+    announcer: Announcer, collector: Collector, token: str, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.write_text("secret")
+    second = {"second": replace(wanted(collector.url, str(other), 2)["default"], destination="second")}
+    announcer.submit(wanted(collector.url, token, 1) | second)
+    eventually(lambda: set(collector.streams) == {1, 2})
+    assert announcer.acknowledgements()["second"].streams == {stream(1).id, stream(2).id}
+
+
+def test_a_collector_that_took_the_place_of_another_unnoticed_is_told_everything(announcer: Announcer, token: str) -> None:
+    """A server that closes each connection after its answer is never seen to go."""
+    first = Collector("secret")
+    announcer.submit(wanted(first.url, token, 1))
+    eventually(lambda: set(first.streams) == {1})
+    first.streams = {}
+    announcer.report({stream(1).id: Totals(5, 5)})
+    eventually(lambda: first.totals == {1: 5} and set(first.streams) == {1})
+    assert announcer.acknowledgements()["default"].problem == ""
+    first.stop()
+
+
+def test_a_clock_that_learns_of_leap_seconds_is_announced(
+    announcer: Announcer, collector: Collector, token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "tai_offset", lambda: 0)
+    announcer.submit(wanted(collector.url, token, 1))
+    eventually(lambda: collector.offset == 0)
+    monkeypatch.setattr(module, "tai_offset", lambda: 37)
+    eventually(lambda: collector.offset == 37)
+
+
+@pytest.mark.parametrize("content", ["two\nlines", "caf\u00e9"])
+def test_a_token_that_is_none_is_said_in_a_sentence(
+    announcer: Announcer, collector: Collector, tmp_path: Path, content: str
+) -> None:
+    wrong = tmp_path / "wrong"
+    wrong.write_text(content)
+    announcer.submit(wanted(collector.url, str(wrong), 1))
+    eventually(lambda: "the token cannot be read" in announcer.acknowledgements()["default"].problem)
+
+
+def test_a_url_that_leads_nowhere_is_said_in_a_sentence(announcer: Announcer, token: str) -> None:
+    announcer.submit(wanted("http://127.0.0.1:99999", token, 1))
+    eventually(lambda: "127.0.0.1:99999" in announcer.acknowledgements()["default"].problem)

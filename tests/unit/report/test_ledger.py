@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given
@@ -53,3 +54,18 @@ def test_closing_many_points_loses_no_packet(seen: list[int], limit: int) -> Non
 def test_rows_survive_the_state_file() -> None:
     (original,) = close((), [row(3, seen=7, excluded=1)], MAX_CLOSED)
     assert row_from_json(row_to_json(original)) == original
+
+
+def test_taps_of_ever_new_names_do_not_make_the_rows_grow() -> None:
+    closed: tuple[Row, ...] = ()
+    for number in range(50):
+        one = row(number, seen=1, sent=1)
+        closed = close(closed, [replace(one, name=replace(one.name, tap_name=f"job-{number}"))], limit=2, sums_limit=3)
+    assert len(closed) <= 2 + 3 + 1
+    assert sum(item.counters.seen for item in closed) == 50
+
+
+def test_streams_to_others_are_not_summed_up_with_those_to_our_collector() -> None:
+    ours, others = row(1, sent=5), replace(row(2, sent=7), announced=False)
+    closed = close((), [ours, others], limit=0)
+    assert {(item.announced, item.counters.sent) for item in closed} == {(True, 5), (False, 7)}

@@ -1,0 +1,184 @@
+"""A node in memory: a pipeline and mirrors that hold what they are given, and a world that can be changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tests.unit.plan.test_planning import gre, interface, inventory, pod
+from vtap_agent.accounts import Accounts
+from vtap_agent.errors import Wait
+from vtap_agent.events import Mailbox
+from vtap_agent.loop import Loop, Parts
+from vtap_agent.plan.dataplane import DataPlane, MirrorKey, NodeCounters, PointCounters
+from vtap_agent.plan.inventory_model import Bridge, Inventory
+from vtap_agent.plan.mirror_health import MirrorHealth
+from vtap_agent.plan.mirrors import MirrorStep
+from vtap_agent.plan.selection import Desired
+from vtap_agent.plan.steps import Phase
+from vtap_agent.report.announcer import Announcer
+from vtap_api import VirtualTap
+
+
+@dataclass(frozen=True, slots=True)
+class Become:
+    """The pipeline becomes what is wanted."""
+
+    wanted: DataPlane
+
+    @property
+    def phase(self) -> Phase:
+        return Phase.SELECT
+
+
+@dataclass(frozen=True, slots=True)
+class Mirrored(MirrorStep):
+    """The mirrors become what is wanted."""
+
+    wanted: Mapping[MirrorKey, Any] = field(default_factory=dict)
+
+
+class MemoryPipeline:
+    """Holds a data plane; `trouble` is called before each step and may raise."""
+
+    def __init__(self) -> None:
+        self.has = DataPlane()
+        self.devices: set[MirrorKey] = set()
+        self.trouble: Callable[[], None] = lambda: None
+        self.points: dict[int, PointCounters] = {}
+        self.leases = 0
+
+    def plan(self, wanted: DataPlane, _tap_ports: Mapping[MirrorKey, object]) -> list[Become]:
+        return [] if wanted == self.has else [Become(wanted)]
+
+    def apply(self, step: Become) -> None:
+        self.trouble()
+        assert {source.mirror for source in step.wanted.sources} <= self.devices, "a source without a tap port"
+        self.has = step.wanted
+
+    def tap_ports(self) -> frozenset[MirrorKey]:
+        return frozenset(self.devices)
+
+    def tap_port_devices(self, key: MirrorKey) -> MirrorKey:
+        return key
+
+    def ensure_tap_port(self, key: MirrorKey) -> None:
+        self.devices.add(key)
+
+    def remove_tap_port(self, key: MirrorKey) -> None:
+        self.devices.discard(key)
+
+    def counters(self, slots: Iterable[int] = ()) -> NodeCounters:
+        return NodeCounters({slot: self.points.get(slot, PointCounters()) for slot in slots}, {}, 0)
+
+    def renew_lease(self, _seconds: float) -> None:
+        self.leases += 1
+
+    def map_bytes(self) -> int:
+        return 4096
+
+
+class MemoryMirrors:
+    """Holds mirrors while it is not away, as the database does."""
+
+    purges = 0
+
+    def __init__(self) -> None:
+        self.has: Mapping[MirrorKey, Any] = {}
+        self.away = False
+        self.health: Mapping[MirrorKey, MirrorHealth] = {}
+
+    def _look(self) -> None:
+        if self.away:
+            raise Wait("no Open vSwitch database answers")
+
+    def plan(self, wanted: DataPlane) -> tuple[MirrorStep, ...]:
+        self._look()
+        return () if wanted.mirrors == self.has else (Mirrored("br0", wanted.mirrors),)
+
+    def refusals(self, _wanted: DataPlane) -> dict[MirrorKey, str]:
+        self._look()
+        return {}
+
+    def apply(self, steps: Iterable[object]) -> None:
+        for step in steps:
+            if isinstance(step, Mirrored):
+                self._look()
+                self.has = step.wanted
+
+    def verify(self, wanted: DataPlane) -> tuple[str, ...]:
+        self._look()
+        return () if wanted.mirrors == self.has else ("not done yet",)
+
+    def check_health(self, _wanted: DataPlane) -> Mapping[MirrorKey, MirrorHealth]:
+        self._look()
+        return self.health
+
+
+@dataclass
+class Taps:
+    """The taps that are wanted."""
+
+    desired: Desired = field(default_factory=lambda: Desired(destinations=(gre(),)))
+    problems: tuple[str, ...] = ()
+
+    def snapshot(self) -> Taps:
+        return self
+
+
+@dataclass
+class World:
+    """What the observer sees."""
+
+    inventory: Inventory
+
+    def snapshot(self, _remotes: frozenset[str]) -> Inventory:
+        return self.inventory
+
+
+class Node:
+    """Two pods on bridge br0, no tap, and a loop that has not run yet."""
+
+    def __init__(self, state: Path) -> None:
+        pods = [pod(1), pod(2)]
+        interfaces = [interface(owner, number) for number, owner in enumerate(pods, 1)]
+        ports = tuple(item.port for item in interfaces if item.port is not None)
+        seen = inventory(pods, interfaces)
+        bridge = Bridge("br0", "uuid-br0", "netdev", (), ports, 0, 0)
+        self.world = World(replace(seen, switch=replace(seen.switch, bridges=(bridge,))))
+        self.taps, self.pipeline, self.mirrors, self.mailbox = Taps(), MemoryPipeline(), MemoryMirrors(), Mailbox()
+        self.accounts = Accounts(state / "agent.json", 4096)
+        announcer = Announcer("node-1", self.mailbox.changed)
+        parts: Any = (self.taps, self.world, self.mirrors, self.pipeline, announcer, self.accounts, self.mailbox)
+        self.loop = Loop(Parts(*parts), 4096)
+
+    def want(self, *taps: VirtualTap) -> None:
+        self.taps.desired = replace(self.taps.desired, taps=taps)
+        self.mailbox.changed()
+
+    def switch_away(self, away: bool) -> None:
+        """As the observer tells it: without the database nobody knows which port a device is."""
+        self.mirrors.away = away
+        if away:
+            self.there = self.world.inventory
+            gone = replace(self.there.switch, reachable=False, bridges=())
+            bare = tuple(replace(item, port=None) for item in self.there.interfaces)
+            self.world.inventory = replace(self.there, switch=gone, interfaces=bare)
+        else:
+            self.world.inventory = self.there
+        self.mailbox.changed()
+
+    def copied(self) -> set[tuple[str, str]]:
+        """(tap, pod) of every point that the pipeline feeds."""
+        fed = {slot for source in self.pipeline.has.sources for slot in source.slots}
+        return {(point.name.tap_name, point.name.pod_name) for point in self.pipeline.has.points if point.slot in fed}
+
+    def condition(self, tap: str, kind: str) -> tuple[str, str, str]:
+        """(status, reason, message); empty texts where there is no such tap."""
+        for status in self.loop.view.statuses:
+            for one in status.conditions:
+                if (status.verdict.name, one.type) == (tap, kind):
+                    return one.status, one.reason, one.message
+        return "", "", ""

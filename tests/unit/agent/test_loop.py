@@ -1,0 +1,156 @@
+"""Whatever a pass meets, the loop goes on, copies stay as they are, and the status says what is the matter."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.unit.agent.node import Node
+from tests.unit.agent.waiting import eventually
+from tests.unit.plan.test_planning import tap
+from vtap_agent import loop as module
+from vtap_agent.errors import Retry
+from vtap_agent.plan.dataplane import Direction, MirrorKey
+from vtap_agent.plan.mirror_health import MirrorHealth, MirrorState
+
+BOTH_PODS = {("web", "web-1"), ("web", "web-2")}
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
+    monkeypatch.setattr(module, "TICK", 0.02)
+    made = Node(tmp_path)
+    running = threading.Thread(target=made.loop.run, daemon=True)
+    running.start()
+    yield made
+    made.mailbox.stop()
+    running.join(10)
+    assert not running.is_alive()
+
+
+def programmed(node: Node, name: str = "web") -> bool:
+    return node.condition(name, "Programmed")[0] == "True"
+
+
+def test_a_tap_is_copied_and_its_removal_frees_its_slots(node: Node) -> None:
+    node.want(tap())
+    eventually(lambda: programmed(node) and node.copied() == BOTH_PODS)
+    node.want()
+    eventually(lambda: node.copied() == set() and node.mirrors.has == {} and not node.accounts.used_slots())
+    assert not node.pipeline.devices
+
+
+def test_what_nobody_foresaw_is_logged_counted_said_and_tried_again(node: Node, caplog: pytest.LogCaptureFixture) -> None:
+    def bug() -> None:
+        raise KeyError("surprise")
+
+    node.pipeline.trouble = bug
+    with caplog.at_level(logging.ERROR):
+        node.want(tap())
+        eventually(lambda: "failed unexpectedly (KeyError" in node.condition("web", "Programmed")[2])
+    assert any(record.exc_info for record in caplog.records)
+    assert b'vtap_agent_unexpected_failures_total{where="pass"}' in node.loop.metrics.render()
+    leases = node.pipeline.leases
+    node.pipeline.trouble = lambda: None
+    eventually(lambda: programmed(node))
+    eventually(lambda: node.pipeline.leases > leases)
+
+
+def test_a_failing_tick_ends_nothing(node: Node) -> None:
+    node.want(tap())
+    eventually(lambda: programmed(node))
+    node.pipeline.map_bytes = lambda: 1 // 0
+    node.loop._maps_changed = True
+    eventually(lambda: b'vtap_agent_unexpected_failures_total{where="tick"}' in node.loop.metrics.render())
+    del node.pipeline.map_bytes
+    node.want(tap(), tap("second"))
+    eventually(lambda: programmed(node, "second"))
+
+
+def test_streams_stay_open_while_the_pass_that_ends_them_fails(node: Node) -> None:
+    node.want(tap())
+    eventually(lambda: programmed(node))
+    slots = node.accounts.used_slots()
+
+    def fails() -> None:
+        raise Retry("not now")
+
+    node.pipeline.trouble = fails
+    node.want()
+    eventually(lambda: node.loop.view.statuses == () and len(node.accounts.leaving) == len(slots))
+    threading.Event().wait(1.3)  # longer than SETTLE
+    assert node.accounts.used_slots() == slots and node.copied() == BOTH_PODS
+    node.pipeline.trouble = lambda: None
+    eventually(lambda: not node.accounts.used_slots())
+
+
+def test_taps_stay_as_they_are_while_open_vswitch_is_away(node: Node) -> None:
+    node.want(tap())
+    eventually(lambda: programmed(node))
+    mirrors, has = node.mirrors.has, node.pipeline.has
+    node.switch_away(True)
+    eventually(lambda: node.condition("web", "Programmed")[1] == "NotApplied")
+    assert "check ovs-vswitchd" in node.condition("web", "Programmed")[2]
+    assert (node.mirrors.has, node.pipeline.has) == (mirrors, has)
+    node.switch_away(False)
+    eventually(lambda: programmed(node))
+
+
+def test_a_tap_that_is_removed_while_open_vswitch_is_away_is_copied_no_more(node: Node) -> None:
+    node.want(tap(), tap("other"))
+    eventually(lambda: programmed(node, "other"))
+    node.switch_away(True)
+    node.want(tap("other"))
+    eventually(lambda: node.copied() == {("other", "web-1"), ("other", "web-2")})
+    assert node.condition("web", "Accepted") == ("", "", "")
+    assert node.pipeline.devices == set(node.mirrors.has), "tap ports stay as long as their mirrors"
+    node.want()
+    eventually(lambda: node.copied() == set())
+    node.switch_away(False)
+    eventually(lambda: node.mirrors.has == {} and not node.pipeline.devices)
+
+
+def test_taps_are_in_the_status_even_if_open_vswitch_never_answered(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.switch_away(True)
+    node.want(tap())
+    running = threading.Thread(target=node.loop.run, daemon=True)
+    running.start()
+    eventually(lambda: node.condition("web", "Programmed")[1] == "NotApplied")
+    assert node.condition("web", "Accepted")[0] == "True"
+    node.switch_away(False)
+    eventually(lambda: programmed(node))
+    node.mailbox.stop()
+    running.join(10)
+
+
+def test_a_pod_that_cannot_be_looked_into_for_a_moment_stays_tapped(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    node.want(tap())
+    eventually(lambda: programmed(node))
+    there, slots = node.world.inventory, node.accounts.slots
+    node.world.inventory = replace(there, interfaces=there.interfaces[1:])
+    node.want(tap(), tap("marker"))
+    eventually(lambda: programmed(node, "marker"))
+    assert node.copied() > BOTH_PODS
+    monkeypatch.setattr(module, "BLINK", 0.0)
+    eventually(lambda: ("web", "web-1") not in node.copied())
+    assert "has no network interface yet" in node.condition("web", "Programmed")[2]
+    node.world.inventory = there
+    node.mailbox.changed()
+    eventually(lambda: programmed(node))
+    assert slots.assigned.keys() <= node.accounts.slots.assigned.keys()
+
+
+def test_an_unhealthy_mirror_is_said_of_the_taps_it_feeds(node: Node) -> None:
+    node.want(tap("in", direction="Ingress"), tap("out", direction="Egress"))
+    eventually(lambda: programmed(node, "in") and programmed(node, "out"))
+    node.mirrors.health = {MirrorKey("br0", Direction.INGRESS): MirrorHealth(MirrorState.NOT_HELD, 0, 0, 0)}
+    eventually(lambda: node.condition("in", "Programmed")[1] == "NotVerified")
+    assert programmed(node, "out")
+    node.mirrors.health = {}
+    eventually(lambda: programmed(node, "in"))

@@ -1,0 +1,66 @@
+"""Whatever goes wrong in an answer, the client gets a sentence and the server goes on."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from vtap_agent.errors import Retry, TellUser
+from vtap_agent.report.server import Answer, Server, as_json
+
+
+class Connection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=5)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect(str(self._path))
+
+
+def bug() -> Answer:
+    raise RuntimeError("Set changed size during iteration")
+
+
+def busy() -> Answer:
+    raise Retry("the agent is busy; ask again")
+
+
+@pytest.fixture
+def get() -> Iterator[Callable[[str], tuple[int, dict[str, str]]]]:
+    with tempfile.TemporaryDirectory(prefix="vtap-") as directory:
+        path = Path(directory) / "agent.sock"
+        server = Server({"/ok": lambda: as_json({"fine": "yes"}), "/bug": bug, "/busy": busy}, path)
+        server.start()
+
+        def ask(target: str) -> tuple[int, dict[str, str]]:
+            connection = Connection(path)
+            connection.request("GET", target)
+            answer = connection.getresponse()
+            body = json.loads(answer.read())
+            connection.close()
+            return answer.status, body
+
+        yield ask
+        server.stop()
+
+
+def test_a_failure_is_a_sentence_and_the_next_answer_comes(get: Callable[[str], tuple[int, dict[str, str]]]) -> None:
+    assert get("/bug") == (500, {"error": "the agent failed to answer; its log says why"})
+    assert get("/busy") == (503, {"error": "the agent is busy; ask again"})
+    assert get("/nowhere")[0] == 404
+    assert get("/ok") == (200, {"fine": "yes"})
+
+
+def test_a_run_directory_that_is_too_long_for_a_socket_is_refused(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 120)
+    deep.mkdir()
+    with pytest.raises(TellUser, match="cannot listen on"):
+        Server({}, deep / "agent.sock")

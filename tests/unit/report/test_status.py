@@ -1,0 +1,61 @@
+"""The status tells the truth, in a sentence that says what to do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tests.unit.plan.test_planning import HOP, collector, gre, interface, inventory, only, plan, pod, tap
+from vtap_agent.plan.assembly import Plan
+from vtap_agent.plan.inventory_model import NextHopState
+from vtap_agent.plan.selection import Desired
+from vtap_agent.report.rates import Rate
+from vtap_agent.report.status import Condition, Observations, rates_by_point, status_to_json, tap_status
+
+SEEN = inventory([pod(1)], [interface(pod(1), 1)])
+
+
+def conditions(outcome: Plan, **observed: object) -> dict[str, Condition]:
+    status = tap_status(only(outcome.verdicts), Observations(**observed))  # pyright: ignore[reportArgumentType]
+    return {one.type: one for one in status.conditions}
+
+
+def test_a_tap_that_matches_nothing_delivers_nothing() -> None:
+    found = conditions(plan(Desired((tap(),), (collector(),)), inventory([], [])), told=frozenset({"default"}))
+    assert (found["Programmed"].status, found["Programmed"].reason) == ("False", "NoPods")
+    assert (found["Delivering"].status, found["Delivering"].reason) == ("False", "NothingProgrammed")
+
+
+def test_our_collector_is_never_called_an_endpoint_that_is_not_ours() -> None:
+    outcome = plan(Desired((tap(),), (collector(),)), SEEN)
+    waiting = conditions(outcome, told=frozenset({"default"}))["Delivering"]
+    assert (waiting.status, waiting.reason) == ("Unknown", "Confirming")
+    confirmed = conditions(outcome, told=frozenset({"default"}), confirming=frozenset({"default"}))["Delivering"]
+    assert (confirmed.status, confirmed.reason) == ("True", "Confirmed")
+    assert conditions(plan(Desired((tap(),), (gre(),)), SEEN))["Delivering"].reason == "Sent"
+
+
+def test_what_is_not_fed_is_not_programmed() -> None:
+    away = replace(SEEN, next_hops={HOP.remote: replace(HOP, state=NextHopState.NO_ROUTE)})
+    unfed = conditions(plan(Desired((tap(),), (collector(),)), away, announce=False))["Programmed"]
+    assert (unfed.status, unfed.reason) == ("False", "NoRoute") and "nothing is copied" in unfed.message
+    fed = conditions(plan(Desired((tap(),), (gre(),)), away))
+    assert fed["Programmed"].status == "True"
+    assert fed["Delivering"].status == "False" and "counted as noRoute" in fed["Delivering"].message
+
+
+def test_a_pass_that_failed_is_said_before_anything_it_could_not_find_out() -> None:
+    found = conditions(plan(Desired((tap(),), (collector(),)), SEEN), stopped="Open vSwitch does not answer")
+    assert (found["Programmed"].reason, found["Programmed"].message) == ("NotApplied", "Open vSwitch does not answer")
+
+
+def test_rates_stand_beside_their_tap_point() -> None:
+    outcome = plan(Desired((tap(direction="Egress"),), (collector(),)), SEEN)
+    status = tap_status(only(outcome.verdicts), Observations())
+    from vtap_agent.plan.dataplane import PointCounters
+    from vtap_agent.report.ledger import Row
+
+    (point,) = outcome.dataplane.points
+    rows = [Row(point.key, point.incarnation, point.name, "default", PointCounters())]
+    rates = rates_by_point(rows, {point.incarnation: Rate(10.04, 8000.4, 5.0, 4000.0)})
+    (shown,) = status_to_json("node-1", [status], [], rates)["taps"][0]["points"]
+    assert shown["rates"] == {"seenPackets": 10.0, "seenBits": 8000, "sentPackets": 5.0, "sentBits": 4000}

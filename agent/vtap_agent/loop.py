@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -44,6 +45,8 @@ log = logging.getLogger(__name__)
 TICK = 1.0
 RESYNC = 10.0
 RETRY_FIRST, RETRY_LAST = 0.1, 5.0
+HEALTH_EVERY, HEALTH_EVERY_AFTER_CHANGE, CHANGE_WATCHED = 5.0, 1.0, 10.0
+"""Seconds between looks at whether mirrors copy; for a while after a change, which may have passed flows by, more often."""
 BLINK = 5.0
 """Seconds that a pod whose interfaces cannot be seen keeps the tap points it has."""
 AWAY = "Open vSwitch does not answer: what is copied stays so, and nothing new can be until it runs again (check ovs-vswitchd)"
@@ -115,6 +118,7 @@ class Loop:
         self._last_seen: Inventory | None = None
         self._blinking: Mapping[str, float] = {}
         self._maps_changed = True
+        self._changed_at = self._health_at = -math.inf
         self._retry = RETRY_FIRST
         self.view = View()
         """Any thread may read it; take it once for one answer."""
@@ -263,7 +267,9 @@ class Loop:
             return pipeline.plan(wanted, {key: pipeline.tap_port_devices(key) for key in wanted.mirrors})
 
     def _apply_steps(self, steps: Sequence[MirrorStep | PipelineStep]) -> None:
-        self._maps_changed = self._maps_changed or bool(steps)
+        if steps:
+            self._maps_changed = True
+            self._changed_at = time.monotonic()
         for phase, group in itertools.groupby(ordered(steps), key=lambda step: step.phase):
             self._apply_phase(phase, list(group))
 
@@ -320,7 +326,15 @@ class Loop:
         if parts.accounts.due():
             parts.accounts.settle(counters)
             parts.mailbox.changed()
-        healths = parts.mirrors.check_health(self._wanted)
+        self._look_at_mirrors()
+
+    def _look_at_mirrors(self) -> None:
+        now = time.monotonic()
+        watched = now - self._changed_at < CHANGE_WATCHED or bool(self._mirror_problems)
+        if now - self._health_at < (HEALTH_EVERY_AFTER_CHANGE if watched else HEALTH_EVERY):
+            return
+        self._health_at = now
+        healths = self._parts.mirrors.check_health(self._wanted)
         self._mirror_problems = {key: said[0] for key, health in healths.items() if (said := unhealthy({key: health}))}
 
     def _take_view(self, counters: NodeCounters, rows: tuple[Row, ...]) -> None:

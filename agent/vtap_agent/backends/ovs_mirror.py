@@ -50,6 +50,7 @@ class OvsMirrorBackend:
         self._first_seen: dict[str, float] = {}
         self._backoff: dict[MirrorKey, tuple[float, float]] = {}
         self._owes_purge = False
+        self._observed: tuple[int, ObservedMirrors] | None = None
 
     @property
     def purges(self) -> int:
@@ -67,7 +68,8 @@ class OvsMirrorBackend:
 
     def observe(self) -> ObservedMirrors:
         """What the database says. Raises Wait where it is down."""
-        return self._connection.read(_observed)
+        self._observed = self._connection.read_if_changed(_observed, self._observed)
+        return self._observed[1]
 
     def plan(self, wanted: DataPlane) -> tuple[MirrorStep, ...]:
         """The steps from what is to `wanted`. Raises Wait where the database is down, unless no mirror is wanted."""

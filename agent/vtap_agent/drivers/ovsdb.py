@@ -158,6 +158,15 @@ class OvsdbConnection:
         with api.ovsdb_connection.lock:
             return function(api.tables)
 
+    def read_if_changed(self, function: Callable[[Tables], T], known: tuple[int, T] | None) -> tuple[int, T]:
+        """As `read`, with the number of the replica's state; `known` again where that is still its state."""
+        api = self._usable()
+        with api.ovsdb_connection.lock:
+            state = api.idl.change_seqno
+            if known is not None and known[0] == state:
+                return known
+            return state, function(api.tables)
+
     def transact(self, commands: Callable[[Api], Iterable[Command]]) -> None:
         """Commit all the commands or none, then wait until vswitchd has taken them.
 

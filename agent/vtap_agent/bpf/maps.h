@@ -107,6 +107,8 @@ MAP(node, PERCPU_ARRAY, 1, __u32, struct node_counters, 0);
 MAP(controls, ARRAY, 1, __u32, struct control, 0);
 MAP(cursors, PERCPU_ARRAY, 1, __u32, struct cursor, 0);
 MAP(scratches, PERCPU_ARRAY, 1, __u32, struct scratch, 0);
+/* Numbers of the inner maps, for the agent: before Linux 6.8 asking the outer map waits for a grace period each time. */
+MAP(inners, ARRAY, 5 * MAX_SLOTS, __u32, __u32, 0);
 MAP(tickets, ARRAY, 16384, __u32, struct ticket, 0); /* resized to 16384 a CPU before loading */
 
 static __always_inline void *whole(void *outer, __u32 index)

@@ -287,6 +287,17 @@ def map_by_id(number: int) -> Map:
     return Map(_checked(_lib().bpf_map_get_fd_by_id(number), f"open map {number}"))
 
 
+def map_exists(number: int) -> bool:
+    """Whether a map of this number is still there."""
+    fd = _lib().bpf_map_get_fd_by_id(number)
+    if fd >= 0:
+        os.close(fd)
+        return True
+    if ctypes.get_errno() == errno.ENOENT:
+        return False
+    raise BpfError(ctypes.get_errno(), f"open map {number}: {os.strerror(ctypes.get_errno())}")
+
+
 def get_pinned(path: Path) -> int | None:
     """A new descriptor of what is pinned at `path`, None when nothing is."""
     fd = _lib().bpf_obj_get(os.fsencode(path))

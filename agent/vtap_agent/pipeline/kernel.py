@@ -20,6 +20,7 @@ from vtap_agent.drivers import libbpf
 from vtap_agent.drivers.libbpf import BpfError, Map
 from vtap_agent.errors import Retry, TellUser
 from vtap_agent.pipeline import compiler, encode, layout
+from vtap_agent.plan.dataplane import MAX_SLOTS
 
 BPFFS_MAGIC = 0xCAFE4A11
 TICKETS_PER_CPU = 16384
@@ -44,6 +45,7 @@ MAPS = (
     "cursors",
     "picks",
     "scratches",
+    "inners",
     "tickets",
 )
 INNER = {
@@ -53,6 +55,8 @@ INNER = {
     "programs": (libbpf.BPF_MAP_TYPE_ARRAY, ctypes.c_uint32, layout.Program, 1),
     "destinations": (libbpf.BPF_MAP_TYPE_ARRAY, ctypes.c_uint32, layout.DestinationValue, 1),
 }
+OUTERS = ("programs", "destinations", "sources", "floods", "quicks")
+"""In the order of their numbers in `inners`."""
 CLSACT_PRIORITY = 0x7674
 CLSACT_HANDLE = 1
 
@@ -133,7 +137,7 @@ class Kernel:
         self.programs = programs
         self.program_ids = {name: libbpf.program_id(fd) for name, fd in programs.items()}
         self._inner: dict[tuple[str, int], _Inner] = {}
-        self._occupied: dict[str, set[int]] = {}
+        self._numbers = self._read_numbers()
 
     @staticmethod
     def open(root: Path) -> Kernel:
@@ -159,18 +163,12 @@ class Kernel:
 
     def inner(self, outer: str, index: int) -> dict[bytes, bytes]:
         """What the inner map at `index` holds; {} without one. Once in place an inner map never changes, so it is read once."""
-        raw = self.maps[outer].lookup(word(index))
-        number = int.from_bytes(raw, "little") if raw else 0
-        if not number:
-            self._inner.pop((outer, index), None)
+        number = self._numbers[outer].get(index)
+        if number is None:
             return {}
         known = self._inner.get((outer, index))
         if known is None or known.number != number:
-            made = libbpf.map_by_id(number)
-            try:
-                known = _Inner(number, {key: value for key in list(made.walk()) if (value := made.lookup(key)) is not None})
-            finally:
-                made.close()
+            known = _Inner(number, _entries(number))
             self._inner[outer, index] = known
         return known.entries
 
@@ -184,22 +182,36 @@ class Kernel:
                 made.update(one, content)
             self.maps[outer].update(word(index), word(made.fd))
             self._inner[outer, index] = _Inner(made.id, dict(entries))
-            if outer in self._occupied:
-                self._occupied[outer].add(index)
+            self._note(outer, index, made.id)
         finally:
             made.close()
 
     def unset(self, outer: str, index: int) -> None:
+        """Without an inner map: readers find nothing."""
         self.maps[outer].delete(word(index))
         self._inner.pop((outer, index), None)
-        self._occupied.get(outer, set()).discard(index)
+        self._note(outer, index, None)
 
     def occupied(self, outer: str) -> list[int]:
-        """Indices of an outer map that hold an inner one. Only we write there, so the kernel is asked once."""
-        if outer not in self._occupied:
-            found = self.maps[outer]
-            self._occupied[outer] = {index for index in range(found.max_entries) if found.lookup(word(index)) is not None}
-        return sorted(self._occupied[outer])
+        """Indices of an outer map that hold an inner one."""
+        return sorted(self._numbers[outer])
+
+    def _note(self, outer: str, index: int, number: int | None) -> None:
+        """Written after the outer map: a kill in between leaves a note of a map that is gone, which the next start disregards."""
+        place = OUTERS.index(outer) * MAX_SLOTS + index
+        self.maps["inners"].update(word(place), word(number or 0))
+        if number is None:
+            self._numbers[outer].pop(index, None)
+        else:
+            self._numbers[outer][index] = number
+
+    def _read_numbers(self) -> dict[str, dict[int, int]]:
+        numbers: dict[str, dict[int, int]] = {outer: {} for outer in OUTERS}
+        for place, raw in enumerate(self.maps["inners"].values()):
+            number = int.from_bytes(raw, "little")
+            if number and libbpf.map_exists(number):
+                numbers[OUTERS[place // MAX_SLOTS]][place % MAX_SLOTS] = number
+        return numbers
 
     # Attaching
 
@@ -287,7 +299,7 @@ class Kernel:
         total = sum(one.kernel_bytes() for one in self.maps.values())
         for outer in INNER:
             for index in self.occupied(outer):
-                inner = libbpf.map_by_id(int.from_bytes(self.maps[outer].lookup(word(index)) or ZERO, "little"))
+                inner = libbpf.map_by_id(self._numbers[outer][index])
                 total += inner.kernel_bytes()
                 inner.close()
         return total
@@ -297,6 +309,15 @@ class Kernel:
         found = self.maps[name]
         raw = found.lookup(key) or b""
         return [raw[i : i + found.value_size] for i in range(0, len(raw), found.stride)]
+
+
+def _entries(number: int) -> dict[bytes, bytes]:
+    """All that a map holds."""
+    found = libbpf.map_by_id(number)
+    try:
+        return {key: value for key in list(found.walk()) if (value := found.lookup(key)) is not None}
+    finally:
+        found.close()
 
 
 def _map_path(root: Path, name: str) -> Path:

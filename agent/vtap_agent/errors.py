@@ -1,9 +1,9 @@
 """Every error the agent raises on purpose answers one question: retry, wait, or tell the user?
 
-    VtapError
-    ├── Retry      the world moved or hiccuped; the next pass may succeed        (OVSDB reconnecting, link vanished)
-    ├── Wait       nothing to do until something else changes                    (no route yet, vswitchd down)
-    └── TellUser   a person has to change something; the message says what       (bad file, unsupported kernel)
+VtapError
+├── Retry      the world moved or hiccuped; the next pass may succeed        (OVSDB reconnecting, link vanished)
+├── Wait       nothing to do until something else changes                    (no route yet, vswitchd down)
+└── TellUser   a person has to change something; the message says what       (bad file, unsupported kernel)
 """
 
 from __future__ import annotations

@@ -359,6 +359,9 @@ static __always_inline int fragment(struct __sk_buff *skb, struct job *j)
 		rest = offset - j->copy->part;
 		if (rest >= FRAGMENT_BYTES || !size || size >= FRAGMENT_BYTES)
 			return TC_ACT_SHOT;
+		/* clang 18 compares what the difference was made of, and the verifier learns nothing of the difference. */
+		asm volatile("" : "+r"(rest));
+		rest &= FRAGMENT_BYTES - 1;
 		if (bpf_skb_change_tail(skb, header + size, 0) ||
 		    bpf_skb_store_bytes(skb, header, j->scratch->tail + rest, length_of(size), 0))
 			return TC_ACT_SHOT;

@@ -19,7 +19,7 @@ from vtap_agent.backends.ovs_mirror import OvsMirrorBackend
 from vtap_agent.drivers.ovsdb import OvsdbConnection
 from vtap_agent.errors import TellUser, Wait
 from vtap_agent.events import Mailbox
-from vtap_agent.inventory import Observer
+from vtap_agent.inventory import Observer, give_back_neighbours
 from vtap_agent.loop import Loop, Parts, View
 from vtap_agent.pipeline import Pipeline
 from vtap_agent.plan.dataplane import DataPlane
@@ -130,6 +130,7 @@ class Agent:
                 mirrors.close()
                 ovsdb.close()
             Pipeline.open(settings.run_dir / "bpf", settings.node).destroy()
+            give_back_neighbours()
 
     def _routes(self, loop: Loop) -> Routes:
         node, mailbox = self._settings.node, self._mailbox

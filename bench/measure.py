@@ -49,13 +49,18 @@ class Ratio:
 def interleave(rows: Mapping[str, Callable[[], Sample]], rounds: int) -> dict[str, Figures]:
     """Measure every row in each of `rounds`, the order turning by one each round; progress goes to standard error."""
     names = list(rows)
+    on_terminal = sys.stderr.isatty()
     samples: dict[str, list[Sample]] = {name: [] for name in names}
     for number in range(rounds):
         for name in (*names[number % len(names) :], *names[: number % len(names)]):
-            sys.stderr.write(f"\r\x1b[K  round {number + 1} of {rounds}: {name}")
-            sys.stderr.flush()
+            if on_terminal:
+                sys.stderr.write(f"\r\x1b[K  round {number + 1} of {rounds}: {name}")
+                sys.stderr.flush()
             samples[name].append(rows[name]())
-    sys.stderr.write("\r\x1b[K")
+        if not on_terminal:
+            sys.stderr.write(f"  round {number + 1} of {rounds}\n")
+    if on_terminal:
+        sys.stderr.write("\r\x1b[K")
     return {name: Figures(tuple(samples[name])) for name in names}
 
 

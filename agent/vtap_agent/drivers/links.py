@@ -10,7 +10,6 @@ import errno
 import fcntl
 import socket
 import struct
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -213,15 +212,3 @@ def set_feature(name: str, feature: str, on: bool) -> None:
     words[number // 32 * 2] = 1 << number % 32
     words[number // 32 * 2 + 1] = int(on) << number % 32
     _ioctl(name, array.array("I", [ETHTOOL_SFEATURES, blocks, *words]))
-
-
-def set_threaded_napi(name: str, on: bool) -> None:
-    """Moves a device's NAPI to kernel threads of its own, or back.
-
-    The switch is in sysfs, and sysfs shows the devices of the namespace it was mounted in: so mount one, where nobody sees it.
-    """
-    script = 'mount -t sysfs vtap /sys && echo "$2" > "/sys/class/net/$1/threaded"'
-    command = ["unshare", "--mount", "sh", "-c", script, "sh", name, str(int(on))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise Retry(f"threaded NAPI of {name} can't be set: {done.stderr.strip()}")

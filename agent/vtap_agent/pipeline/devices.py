@@ -30,8 +30,7 @@ def _hash(*parts: str) -> str:
 
 
 def tap_port_devices(node: str, key: MirrorKey) -> TapPortDevices:
-    """The names of a mirror's tap port; the same on every start."""
-    """The switch's end bears the name that the mirror's port has; ours a name of its own."""
+    """The names of a mirror's tap port, the same on every start: the switch's end is called as the mirror's port is."""
     return TapPortDevices(switch=tap_port_name(node, key), ours=f"vtp{_hash(node, key.bridge, key.direction)}")
 
 

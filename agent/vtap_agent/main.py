@@ -31,7 +31,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--state-dir", type=Path, default=Path("/var/lib/vtap"), help="what survives a reboot (default: /var/lib/vtap)"
     )
     parser.add_argument("--ovsdb", default="unix:/run/openvswitch/db.sock", help="OVSDB remote (default: %(default)s)")
-    parser.add_argument("--listen", default="", metavar="ADDRESS:PORT", help="serve metrics and status on TCP too")
+    parser.add_argument("--listen", default="", metavar="ADDRESS:PORT", help="serve metrics on TCP too")
     parser.add_argument("--first-key", type=int, default=MAX_SLOTS, help="first stream key of this node (default: %(default)s)")
     parser.add_argument(
         "--on-exit",

@@ -87,17 +87,25 @@ class _UnixServer(socketserver.ThreadingUnixStreamServer):
         return connection, "local"
 
 
+ON_TCP = frozenset({"/metrics", "/healthz"})
+"""What anybody who reaches the TCP port may read. Who is tapped and where copies go is told on the Unix socket only."""
+
+
 class Server:
-    """Both listeners, each in a thread of its own."""
+    """Both listeners, each in a thread of its own. TCP serves `ON_TCP` alone."""
 
     def __init__(self, routes: Routes, socket_path: Path, listen: str = "") -> None:
         self._socket_path = socket_path
         socket_path.unlink(missing_ok=True)
-        self._servers: list[socketserver.BaseServer] = [_unix_server(socket_path)]
+        local = _unix_server(socket_path)
+        local.routes = routes  # pyright: ignore[reportAttributeAccessIssue]
+        self._servers: list[socketserver.BaseServer] = [local]
+        self.port = 0
         if listen:
-            self._servers.append(_tcp_server(listen))
-        for server in self._servers:
-            server.routes = routes  # pyright: ignore[reportAttributeAccessIssue]
+            remote = _tcp_server(listen)
+            remote.routes = {path: route for path, route in routes.items() if path in ON_TCP}  # pyright: ignore[reportAttributeAccessIssue]
+            self._servers.append(remote)
+            self.port = remote.server_address[1]
         self._threads = [threading.Thread(target=server.serve_forever, name="http", daemon=True) for server in self._servers]
 
     def start(self) -> None:

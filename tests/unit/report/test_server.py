@@ -64,3 +64,20 @@ def test_a_run_directory_that_is_too_long_for_a_socket_is_refused(tmp_path: Path
     deep.mkdir()
     with pytest.raises(TellUser, match="cannot listen on"):
         Server({}, deep / "agent.sock")
+
+
+def test_tcp_tells_metrics_and_not_who_is_tapped() -> None:
+    with tempfile.TemporaryDirectory(prefix="vtap-") as directory:
+        routes = {"/metrics": lambda: Answer(b"vtap_map_bytes 1\n", "text/plain"), "/v1/keys": lambda: as_json({"keys": []})}
+        server = Server(routes, Path(directory) / "agent.sock", "127.0.0.1:0")
+        server.start()
+        try:
+            statuses: dict[str, int] = {}
+            for path in routes:
+                connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)
+                connection.request("GET", path)
+                statuses[path] = connection.getresponse().status
+                connection.close()
+        finally:
+            server.stop()
+    assert statuses == {"/metrics": 200, "/v1/keys": 404}

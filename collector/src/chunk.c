@@ -8,7 +8,7 @@ int pool_init(struct pool *pool, uint32_t chunk_bytes, uint64_t bytes)
     pthread_mutex_init(&pool->lock, NULL);
     pool->chunk_bytes = chunk_bytes;
     pool->limit = (uint32_t)(bytes / chunk_bytes);
-    pool->capacity = pool->limit + MAX_CONSUMERS * CONSUMER_CHUNKS;
+    pool->capacity = pool->limit + MAX_CONSUMERS * CONSUMER_ALLOWANCE;
     pool->free = calloc(pool->capacity, sizeof *pool->free);
     return pool->free ? 0 : -1;
 }
@@ -51,7 +51,7 @@ static uint8_t *take_data(struct pool *pool)
 static void give_data(struct pool *pool, uint8_t *data)
 {
     pthread_mutex_lock(&pool->lock);
-    if (pool->allocated > pool->limit) {
+    if (pool->allocated > pool->limit || pool->free_count == pool->capacity) {
         pool->allocated--;
         free_data(pool, data);
     } else {

@@ -17,6 +17,7 @@
 #define MAX_SOURCES 16
 #define MAX_CONSUMERS 16
 #define CONSUMER_CHUNKS 128u
+#define CONSUMER_ALLOWANCE (CONSUMER_CHUNKS + 1) /* its queue, and the chunk it is sending */
 #define CONSUMER_BYTES (8u << 20)
 #define MAX_FRAME 65535u
 #define NAMESPACE_SIZE 64

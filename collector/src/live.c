@@ -198,6 +198,7 @@ static int start(struct consumer *consumer, uint32_t streams, char *error, size_
         return fail(error, error_size, "out of memory");
     if (pthread_create(&consumer->thread, NULL, consumer_run, consumer) != 0) {
         free(consumer->dropped_by_slot);
+        consumer->dropped_by_slot = NULL;
         return fail(error, error_size, "cannot start another thread");
     }
     return 0;
@@ -231,7 +232,7 @@ int vtc_live_open(struct vtc_collector *collector, uint32_t tap, const struct vt
         outlet_destroy(&consumer->outlet);
         return -1;
     }
-    pool_allow(&collector->pool, CONSUMER_CHUNKS + 1);
+    pool_allow(&collector->pool, CONSUMER_ALLOWANCE);
     pthread_mutex_lock(&collector->table_lock);
     if (consumer->tap)
         consumer->tap->consumers++;
@@ -280,7 +281,7 @@ void vtc_live_close(struct vtc_collector *collector, int id)
         consumer->head = (consumer->head + 1) % CONSUMER_CHUNKS;
         consumer->queued--;
     }
-    pool_allow(&collector->pool, -(int64_t)(CONSUMER_CHUNKS + 1));
+    pool_allow(&collector->pool, -(int64_t)CONSUMER_ALLOWANCE);
     outlet_destroy(&consumer->outlet);
     pthread_mutex_destroy(&consumer->lock);
     pthread_cond_destroy(&consumer->wake);

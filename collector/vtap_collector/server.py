@@ -167,10 +167,12 @@ class Server:
             number = known.number
         ours, theirs = socket.socketpair()
         with ours:
-            try:
-                consumer = self._service.core.open_live(number, selection, theirs.detach())
-            except CollectorError as error:
-                raise Refused(str(error), 503) from None
+            with theirs:
+                try:
+                    consumer = self._service.core.open_live(number, selection, theirs.fileno())
+                except CollectorError as error:
+                    raise Refused(str(error), 503) from None
+                theirs.detach()  # the core's from now on
             self._service.add_consumer(consumer, f"{request.remote or 'local'} {tap or 'all'}")
             try:
                 return await _pump(request, ours)

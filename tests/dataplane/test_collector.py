@@ -491,6 +491,23 @@ def test_live_of_a_tap_that_nobody_announced_is_not_found(collector: CollectorPr
     assert collector.request("GET", "/v1/live?tap=no/such")[0] == 404
 
 
+def descriptors(collector: CollectorProcess) -> int:
+    assert collector.process is not None
+    return len(os.listdir(f"/proc/{collector.process.pid}/fd"))
+
+
+def test_a_refused_live_consumer_leaves_nothing_open(collector: CollectorProcess) -> None:
+    collector.announce(a_stream(1))
+    readers = [Reader(collector) for _ in range(16)]
+    idle = descriptors(collector)
+    for _ in range(5):
+        status, body = collector.request("GET", "/v1/live?tap=shop/checkout")
+        assert (status, json.loads(body)) == (503, {"error": "at most 16 live consumers at a time"})
+    wait_until(lambda: descriptors(collector) == idle, "the refused requests' descriptors are closed")
+    for reader in readers:
+        reader.close()
+
+
 def test_files_rotate_are_listed_joined_and_retained(tmp_path: Path) -> None:
     with CollectorProcess(tmp_path, "--rotate-count=100", "--retain-bytes=60k") as collector:
         collector.announce(a_stream(1))

@@ -46,21 +46,24 @@ class Ratio:
     high: float
 
 
+def progress(text: str) -> None:
+    """One line that is overwritten, on a terminal only; an empty text clears it."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[K{text}")
+        sys.stderr.flush()
+
+
 def interleave(rows: Mapping[str, Callable[[], Sample]], rounds: int) -> dict[str, Figures]:
     """Measure every row in each of `rounds`, the order turning by one each round; progress goes to standard error."""
     names = list(rows)
-    on_terminal = sys.stderr.isatty()
     samples: dict[str, list[Sample]] = {name: [] for name in names}
     for number in range(rounds):
         for name in (*names[number % len(names) :], *names[: number % len(names)]):
-            if on_terminal:
-                sys.stderr.write(f"\r\x1b[K  round {number + 1} of {rounds}: {name}")
-                sys.stderr.flush()
+            progress(f"  round {number + 1} of {rounds}: {name}")
             samples[name].append(rows[name]())
-        if not on_terminal:
+        if not sys.stderr.isatty():
             sys.stderr.write(f"  round {number + 1} of {rounds}\n")
-    if on_terminal:
-        sys.stderr.write("\r\x1b[K")
+    progress("")
     return {name: Figures(tuple(samples[name])) for name in names}
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from bench.measure import table, write_json
+from bench.measure import progress, table, write_json
 from vtap_lab.errors import wait_for
 from vtap_lab.exchange import start_exchange
 from vtap_lab.lab import Lab, LabOptions
@@ -95,9 +95,9 @@ def measure(changes: int) -> tuple[list[float], int, int]:
         times: list[float] = []
         for number in range(changes):
             times.append(change(lab, storage, number))
-            sys.stderr.write(f"\r\x1b[K  change {number + 1} of {changes}")
+            progress(f"  change {number + 1} of {changes}")
             wait_for(lambda: not agent.get("/v1/status")["taps"], PATIENCE, "the tap is gone")
-        sys.stderr.write("\r\x1b[K")
+        progress("")
         traffic.stop()
         maps = next(line for line in agent.metrics().splitlines() if line.startswith("vtap_map_bytes "))
         return times, resident_bytes(agent.process.pid), int(float(maps.split()[1]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -24,7 +25,15 @@ from vtap_agent.pipeline.steps import (
     Selection,
     TapPortDevices,
 )
-from vtap_agent.plan.dataplane import MAX_POINTS_PER_SOURCE, MAX_SLOTS, DataPlane, MirrorKey
+from vtap_agent.plan.dataplane import (
+    ANY_VLAN,
+    MAX_FLOOD_ENTRIES,
+    MAX_POINTS_PER_SOURCE,
+    MAX_SLOTS,
+    DataPlane,
+    Direction,
+    MirrorKey,
+)
 from vtap_agent.plan.steps import ordered
 
 Place = tuple[MirrorKey, int, bytes]
@@ -80,9 +89,21 @@ def _by_place(chosen: Iterable[Selection]) -> dict[Place, Selection]:
     return {(one.mirror, one.vlan, one.mac): one for one in chosen}
 
 
+def receivers(chosen: Iterable[Selection]) -> dict[tuple[MirrorKey, int], list[tuple[bytes, bool, int]]]:
+    """Whom a broadcast reaches, as (MAC, strip, entry) by Ingress mirror and VLAN."""
+    every = tuple(chosen)
+    # What belongs to a pod whatever its VLAN must not be found a second time under one VLAN.
+    of_any_vlan = {(one.mirror, one.mac) for one in every if one.vlan == ANY_VLAN}
+    made: dict[tuple[MirrorKey, int], list[tuple[bytes, bool, int]]] = defaultdict(list)
+    for one in every:
+        if one.mirror.direction is Direction.INGRESS and (one.vlan == ANY_VLAN or (one.mirror, one.mac) not in of_any_vlan):
+            made[one.mirror, one.vlan].extend((one.mac, one.strip, entry) for entry in one.entries)
+    return dict(made)
+
+
 def grown(observed: frozenset[Selection], desired: frozenset[Selection]) -> frozenset[Selection]:
     """Desired sources with what they are still to lose, and sources that are still to go. A source that would hold more
-    entries than fit keeps the desired ones."""
+    entries than fit keeps the desired ones, and so does a mirror one of whose VLANs would hold more receivers than fit."""
     result = _by_place(observed)
     for place, wanted in _by_place(desired).items():
         old = result.get(place)
@@ -90,7 +111,9 @@ def grown(observed: frozenset[Selection], desired: frozenset[Selection]) -> froz
         leaving = tuple(entry for entry in (old.entries if old else ()) if entry & 0xFFFF not in slots)
         entries = (wanted.entries + leaving)[:MAX_POINTS_PER_SOURCE]
         result[place] = Selection(wanted.mirror, wanted.vlan, wanted.mac, wanted.strip, entries)
-    return frozenset(result.values())
+    crowded = {mirror for (mirror, _), listed in receivers(result.values()).items() if len(listed) > MAX_FLOOD_ENTRIES}
+    fitting = (one for one in result.values() if one.mirror not in crowded)
+    return frozenset((*fitting, *(one for one in desired if one.mirror in crowded)))
 
 
 def _source_steps(observed: frozenset[Selection], desired: frozenset[Selection]) -> list[PipelineStep]:

@@ -11,7 +11,7 @@ from vtap_agent.drivers.libbpf import possible_cpus
 from vtap_agent.errors import Retry
 from vtap_agent.pipeline import devices, encode, layout
 from vtap_agent.pipeline.counters import point_counters
-from vtap_agent.pipeline.diff import Observed, diff
+from vtap_agent.pipeline.diff import Observed, diff, receivers
 from vtap_agent.pipeline.kernel import ZERO, Kernel, destroy_pins, tickets_per_cpu, unmount_bpffs, word
 from vtap_agent.pipeline.steps import (
     AddPeers,
@@ -30,7 +30,7 @@ from vtap_agent.pipeline.steps import (
     Selection,
     TapPortDevices,
 )
-from vtap_agent.plan.dataplane import ANY_VLAN, DataPlane, Direction, MirrorKey, NodeCounters
+from vtap_agent.plan.dataplane import DataPlane, MirrorKey, NodeCounters
 
 PRESENT = b"\1"
 
@@ -208,19 +208,19 @@ class Pipeline:
 
     def _select(self, selections: Sequence[Selection]) -> None:
         sources: list[tuple[int, int, bytes, bool, tuple[int, ...]]] = []
-        receivers: dict[bytes, list[tuple[bytes, bool, int]]] = {}
-        # What belongs to a pod whatever its VLAN must not be found a second time under one VLAN.
-        of_any_vlan = {(one.mirror, one.mac) for one in selections if one.vlan == ANY_VLAN}
+        ifindexes: dict[MirrorKey, int] = {}
         for one in selections:
             device = self.tap_port_devices(one.mirror).ours
             ifindex = links.index_of(device)
             if ifindex is None:
                 raise Retry(f"{device} is not there yet")
+            ifindexes[one.mirror] = ifindex
             sources.append((ifindex, one.vlan, one.mac, one.strip, one.entries))
-            if one.mirror.direction is Direction.INGRESS and (one.vlan == ANY_VLAN or (one.mirror, one.mac) not in of_any_vlan):
-                listed = receivers.setdefault(encode.flood_key(ifindex, one.vlan), [])
-                listed.extend((one.mac, one.strip, entry) for entry in one.entries)
-        self._kernel.swap("floods", 0, {key: encode.flood(listed) for key, listed in receivers.items()})
+        floods = {
+            encode.flood_key(ifindexes[mirror], vlan): encode.flood(listed)
+            for (mirror, vlan), listed in receivers(selections).items()
+        }
+        self._kernel.swap("floods", 0, floods)
         listed_sources = {
             encode.source_key(i, vlan, mac): encode.source(strip, entries) for i, vlan, mac, strip, entries in sources
         }

@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 from vtap_agent.plan import verdicts
 from vtap_agent.plan.dataplane import (
     ANY_VLAN,
+    MAX_FLOOD_ENTRIES,
     MAX_POINTS_PER_SOURCE,
     DataPlane,
     Destination,
     DestinationState,
+    Direction,
     Mirror,
     MirrorKey,
     Source,
@@ -137,28 +139,37 @@ def _placed(
 
 
 def _limit_crowded(placed: Iterable[_Placed]) -> list[_Placed]:
-    """Refuse what one source has no room for, newest slots first."""
-    count: dict[tuple[MirrorKey, str], int] = defaultdict(int)
+    """Refuse what one source, or the receivers of one VLAN's broadcasts, have no room for, newest slots first."""
+    taps: dict[tuple[MirrorKey, str], int] = defaultdict(int)
+    receivers: dict[tuple[MirrorKey, int], int] = defaultdict(int)
     result: list[_Placed] = []
     for item in sorted(placed, key=lambda entry: entry.point.slot):
-        if item.feeds:
-            source = (item.candidate.mirror, item.candidate.interface.mac)
-            count[source] += 1
-            if count[source] > MAX_POINTS_PER_SOURCE:
-                sentence = verdicts.too_many(item.candidate.interface)
-                refusal = verdicts.point_verdict(item.candidate.name, PointState.REFUSED, "TooManyTaps", sentence)
-                result.append(replace(item, feeds=False, verdict=refusal))
-                continue
-        result.append(item)
+        candidate = item.candidate
+        source, flood = (candidate.mirror, candidate.interface.mac), (candidate.mirror, _flood_vlan(candidate.port))
+        receives = candidate.mirror.direction is Direction.INGRESS
+        if not item.feeds:
+            result.append(item)
+        elif taps[source] == MAX_POINTS_PER_SOURCE:
+            result.append(_refuse(item, "TooManyTaps", verdicts.too_many(candidate.interface)))
+        elif receives and receivers[flood] == MAX_FLOOD_ENTRIES:
+            result.append(_refuse(item, "TooManyReceivers", verdicts.too_many_receivers(candidate.port.bridge)))
+        else:
+            taps[source] += 1
+            receivers[flood] += int(receives)
+            result.append(item)
     return result
+
+
+def _refuse(item: _Placed, reason: str, sentence: str) -> _Placed:
+    verdict = verdicts.point_verdict(item.candidate.name, PointState.REFUSED, reason, sentence)
+    return replace(item, feeds=False, verdict=verdict)
 
 
 def _unless_refused(item: _Placed, refused: Mapping[MirrorKey, str]) -> _Placed:
     sentence = refused.get(item.candidate.mirror)
     if sentence is None:
         return item
-    verdict = verdicts.point_verdict(item.candidate.name, PointState.REFUSED, "NoMirror", sentence)
-    return replace(item, feeds=False, verdict=verdict)
+    return _refuse(item, "NoMirror", sentence)
 
 
 def _next_hop(destination: ResolvedDestination, inventory: Inventory) -> NextHop:
@@ -202,6 +213,11 @@ def _vlans(port: BridgePort) -> tuple[tuple[int, bool], ...]:
     if port.tag and port.vlan_mode in ("", "access"):
         return ((port.tag, True),)
     return ((0, False), (ANY_VLAN, False))
+
+
+def _flood_vlan(port: BridgePort) -> int:
+    """The VLAN under which the preprocessor lists a port's pod as a receiver of broadcasts."""
+    return max(vlan for vlan, _ in _vlans(port))
 
 
 def _sources(fed: Iterable[_Placed]) -> tuple[Source, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from vtap_agent.plan.dataplane import MAX_POINTS_PER_SOURCE, TapPointName
+from vtap_agent.plan.dataplane import MAX_FLOOD_ENTRIES, MAX_POINTS_PER_SOURCE, TapPointName
 from vtap_agent.plan.inventory_model import BridgePort, NextHop, NextHopState, Pod, PodInterface
 
 
@@ -120,3 +120,11 @@ def announcing(destination: str) -> str:
 def too_many(interface: PodInterface) -> str:
     """Why one more tap on a pod is refused."""
     return f"more than {MAX_POINTS_PER_SOURCE} taps select pod {interface.pod} interface {interface.name}; remove or merge some"
+
+
+def too_many_receivers(bridge: str) -> str:
+    """Why one more tap point that receives is refused on a VLAN."""
+    return (
+        f"more than {MAX_FLOOD_ENTRIES} Ingress tap points share a VLAN of {bridge} on this node, too many for one broadcast; "
+        "select fewer pods, or only direction Egress"
+    )

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from vtap_agent.plan.assembly import Plan, assemble
-from vtap_agent.plan.dataplane import ANY_VLAN, MAX_POINTS_PER_SOURCE, DestinationState, Direction, MirrorKey
+from vtap_agent.plan.dataplane import ANY_VLAN, MAX_FLOOD_ENTRIES, MAX_POINTS_PER_SOURCE, DestinationState, Direction, MirrorKey
 from vtap_agent.plan.inventory_model import (
     BridgePort,
     Inventory,
@@ -216,6 +216,21 @@ def test_one_more_tap_than_a_pod_has_room_for_is_refused() -> None:
     outcome = plan(Desired(taps, (gre(),)), inventory([pod(1)], [interface(pod(1), 1)]))
     assert {len(source.slots) for source in outcome.dataplane.sources} == {MAX_POINTS_PER_SOURCE}
     assert [verdict.points[0].reason for verdict in outcome.verdicts].count("TooManyTaps") == 1
+
+
+def test_more_receivers_than_a_vlan_has_room_for_are_refused() -> None:
+    """1024 Ingress points share a bridge's VLANs; the one beyond is refused in a sentence, and Egress loses nothing."""
+    pods = [pod(number) for number in range(1, MAX_FLOOD_ENTRIES // 16 + 2)]
+    seen = inventory(pods, [interface(owner, number) for number, owner in enumerate(pods, 1)])
+    taps = tuple(tap(f"tap-{number:02}") for number in range(16))
+    outcome = plan(Desired(taps, (gre(),)), seen)
+    slots = [
+        len(source.slots) for source in outcome.dataplane.sources if source.mirror.direction is Direction.INGRESS and source.vlan
+    ]
+    assert sum(slots) == MAX_FLOOD_ENTRIES
+    refused = [point for verdict in outcome.verdicts for point in verdict.points if point.state is PointState.REFUSED]
+    assert {(point.reason, point.direction) for point in refused} == {("TooManyReceivers", "Ingress")} and len(refused) == 16
+    assert "br0" in refused[0].message
 
 
 def test_a_node_without_keys_left_says_so() -> None:

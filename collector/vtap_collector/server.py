@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ MAX_BODY = 8 << 20
 MAX_FILTER = 4096
 MAX_EVERY = 86400.0
 MAX_COUNT = 2**53
+MAX_REPLAYS = 8
 PUMP_BYTES = 256 << 10
 CLIENT_CHECK_SECONDS = 1.0
 PCAPNG = "application/x-pcapng"
@@ -79,6 +81,9 @@ class Server:
         self._token = token
         self._about = about
         self._exporter = Exporter(service.numbers)
+        # A replay holds its thread for as long as its reader takes; the default executor is for what must not wait for readers.
+        self._replay_threads = ThreadPoolExecutor(MAX_REPLAYS, "replay")
+        self._replays = 0
 
     def application(self, trusted: bool) -> web.Application:
         """`trusted`: whoever reaches it may read without a token (the Unix socket)."""
@@ -181,9 +186,19 @@ class Server:
 
     async def _get_stored(self, request: web.Request) -> web.StreamResponse:
         tap, selection = _tap_of(request), _selection_of(request)
-        files = await asyncio.to_thread(self._open_files, tap)
+        if self._replays >= MAX_REPLAYS:
+            raise Refused(f"at most {MAX_REPLAYS} readers of stored files at a time; try again when one of them has ended", 503)
+        self._replays += 1
+        try:
+            files = await asyncio.to_thread(self._open_files, tap)
+            return await self._replay(request, files, selection)
+        finally:
+            self._replays -= 1
+
+    async def _replay(self, request: web.Request, files: Sequence[int], selection: Selection) -> web.StreamResponse:
         ours, theirs = socket.socketpair()
-        replaying = asyncio.create_task(asyncio.to_thread(_replay_and_close, files, selection, theirs.detach()))
+        loop = asyncio.get_running_loop()
+        replaying = loop.run_in_executor(self._replay_threads, _replay_and_close, files, selection, theirs)
         try:
             with ours:
                 return await _pump(request, ours)
@@ -204,9 +219,11 @@ class Server:
         return files
 
 
-def _replay_and_close(files: Sequence[int], selection: Selection, out: int) -> None:
+def _replay_and_close(files: Sequence[int], selection: Selection, out: socket.socket) -> None:
     try:
-        replay(files, selection, out)
+        with out:
+            replay(files, selection, out.fileno())
+            out.detach()  # closed by the core, where it did not refuse
     finally:
         _close_all(files)
 

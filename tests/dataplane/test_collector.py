@@ -344,11 +344,11 @@ def test_a_deleted_file_is_begun_anew(collector: CollectorProcess) -> None:
 
 
 class Reader:
-    """A live consumer that reads only when told to."""
+    """A consumer that reads only when told to."""
 
-    def __init__(self, collector: CollectorProcess, query: str = "tap=shop/checkout") -> None:
+    def __init__(self, collector: CollectorProcess, query: str = "tap=shop/checkout", source: str = "live") -> None:
         self.connection = UnixConnection(collector.run_dir / "collector.sock")
-        self.connection.request("GET", f"/v1/live?{query}")
+        self.connection.request("GET", f"/v1/{source}?{query}")
         self.answer = self.connection.getresponse()
         assert self.answer.status == 200
         self.data = bytearray()
@@ -493,7 +493,7 @@ def test_live_of_a_tap_that_nobody_announced_is_not_found(collector: CollectorPr
 
 def descriptors(collector: CollectorProcess) -> int:
     assert collector.process is not None
-    return len(os.listdir(f"/proc/{collector.process.pid}/fd"))
+    return len(list(Path(f"/proc/{collector.process.pid}/fd").iterdir()))
 
 
 def test_a_refused_live_consumer_leaves_nothing_open(collector: CollectorProcess) -> None:
@@ -505,6 +505,29 @@ def test_a_refused_live_consumer_leaves_nothing_open(collector: CollectorProcess
         assert (status, json.loads(body)) == (503, {"error": "at most 16 live consumers at a time"})
     wait_until(lambda: descriptors(collector) == idle, "the refused requests' descriptors are closed")
     for reader in readers:
+        reader.close()
+
+
+def test_slow_readers_of_stored_files_hold_up_nothing_else(collector: CollectorProcess) -> None:
+    collector.announce(a_stream(1))
+    for start in range(0, 4000, 500):  # 5.6 MB: more than the sockets of a reader that does not read hold
+        collector.send(1, range(start, start + 500), size=1400)
+        wait_until(lambda upto=start: collector.row(1)["received"] == upto + 500, "copies arrive")
+    collector.at_rest(1, 4000)
+    idle = descriptors(collector)
+    readers = [Reader(collector, source="stored") for _ in range(8)]
+    status, body = collector.request("GET", "/v1/stored?tap=shop/checkout")
+    assert status == 503 and "at most 8 readers of stored files" in json.loads(body)["error"]
+    collector.announce(a_stream(1), a_stream(2))
+    assert len(collector.get("/v1/files")["files"]) == 1
+    assert numbers(readers[0].read_until(4000)) == list(range(4000))
+    for reader in readers:
+        reader.close()
+    wait_until(lambda: descriptors(collector) <= idle, "readers that went leave nothing open")
+    assert len(read_pcapng(collector.request("GET", "/v1/stored?tap=shop/checkout")[1]).packets) == 4000
+    slow = [Reader(collector, source="stored") for _ in range(8)]
+    assert collector.stop() == 0
+    for reader in slow:
         reader.close()
 
 

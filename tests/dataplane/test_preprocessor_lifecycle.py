@@ -183,6 +183,40 @@ def test_killed_at_any_step_of_starting_the_next_start_succeeds(node: Node) -> N
         assert len(capture.frames(1)) == 1
 
 
+class Cut(Exception):
+    """The agent's end, in the middle of a change."""
+
+
+@pytest.mark.parametrize("unfinished", ["floods", "quicks", "sources"])
+def test_a_change_of_sources_that_was_cut_short_is_seen_and_made_good(
+    node: Node, monkeypatch: pytest.MonkeyPatch, unfinished: str
+) -> None:
+    plane = node.plane()
+    none_received = replace(plane, sources=plane.sources[1:])
+    node.apply(plane)
+    real = node.pipeline._kernel.swap
+
+    def cut(outer: str, index: int, entries: dict[bytes, bytes]) -> None:
+        if outer == unfinished:
+            raise Cut
+        real(outer, index, entries)
+
+    monkeypatch.setattr(node.pipeline._kernel, "swap", cut)
+    with pytest.raises(Cut):
+        node.apply(none_received)
+    monkeypatch.undo()
+    assert node.pipeline.verify(none_received) != []
+    node.reopen()
+    assert node.pipeline.verify(plane) == []
+    before = node.settled(0).sent
+    node.tap(INGRESS, datagram(PUBLIC, 1))
+    wait_until(lambda: node.counters(0).sent == before + 1, "a source that was to go is wanted again")
+    node.apply(none_received)
+    node.tap(INGRESS, datagram(PUBLIC, 2))
+    wait_until(lambda: node.pipeline.counters().unattributed[INGRESS] == 1, "the second packet is nobody's")
+    assert node.settled(0).sent == before + 1
+
+
 def test_nothing_remains(node: Node) -> None:
     node.apply(node.plane())
     node.pipeline.destroy()

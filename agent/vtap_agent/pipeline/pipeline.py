@@ -54,6 +54,7 @@ class Pipeline:
         made = Pipeline(root, node, Kernel.open(root))
         made._make_pair()
         made._replace_programs()
+        made._agree_on_sources()
         return made
 
     @property
@@ -206,6 +207,11 @@ class Pipeline:
         names = devices.pair_devices(self._node)
         self._kernel.sweep([names.far, *(self.tap_port_devices(key).ours for key in ports.values())])
 
+    def _agree_on_sources(self) -> None:
+        """A killed agent may have left receivers and quick ways of a change that nobody wants any more."""
+        if self._kernel.occupied("sources"):
+            self._select(sorted(self._read_selections(self._tap_ports())))
+
     def _select(self, selections: Sequence[Selection]) -> None:
         sources: list[tuple[int, int, bytes, bool, tuple[int, ...]]] = []
         ifindexes: dict[MirrorKey, int] = {}
@@ -224,9 +230,10 @@ class Pipeline:
         listed_sources = {
             encode.source_key(i, vlan, mac): encode.source(strip, entries) for i, vlan, mac, strip, entries in sources
         }
-        # The table last: it has the first word.
-        self._kernel.swap("sources", 0, listed_sources)
         self._kernel.swap("quicks", 0, {word(index): bucket for index, bucket in encode.quick_table(sources).items()})
+        # Last, as it is what is observed: a change that was cut short still shows as to be done. In between a packet finds its
+        # source as it was or as it will be, and whatever it finds exists: points and programs come before and go after.
+        self._kernel.swap("sources", 0, listed_sources)
 
     # Observing
 

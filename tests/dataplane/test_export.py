@@ -27,7 +27,7 @@ from tests.unit.pipeline.node import (
     wait_until,
     why_not,
 )
-from vtap_agent.plan.dataplane import Action, DestinationState, Direction, Encapsulation, Oversize, Source, TapProgram
+from vtap_agent.plan.dataplane import Action, DataPlane, DestinationState, Direction, Encapsulation, Oversize, Source, TapProgram
 
 ENCAPSULATIONS = [(kind, version) for kind in Encapsulation for version in (4, 6)]
 SO_NO_CHECK = 11
@@ -277,6 +277,30 @@ def test_the_source_port_is_the_flows_own_in_both_directions(node: Node) -> None
         ports[flow] = {struct.unpack(">H", packet[34:36])[0] for packet in capture.frames(2)}
     assert all(len(used) == 1 for used in ports.values())
     assert len(set.union(*ports.values())) > 10
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("kind", Encapsulation)
+def test_our_own_copies_on_their_way_through_a_tapped_router_are_not_copied(
+    node: Node, kind: Encapsulation, version: int
+) -> None:
+    """Whole copies and fragments alike, seen where they enter the router's pod and where they leave it."""
+    node.apply(node.plane(destination=node.destination(kind, version)))
+    before = node.settled(0), node.settled(1)
+    capture = node.capture()
+    node.tap(INGRESS, some_frame(300))
+    node.tap(INGRESS, some_frame(1500))
+    outer = [frame for frame in capture.frames(3) if frame[12:14] in (b"\x08\x00", b"\x86\xdd")]
+    assert len(outer) == 3
+    for frame in outer:
+        node.tap(INGRESS, POD_MAC + PEER_MAC + frame[12:])
+        node.tap(EGRESS, PEER_MAC + POD_MAC + frame[12:])
+    after = node.settled(0), node.settled(1)
+    loops = [now.dropped.get("loop", 0) - then.dropped.get("loop", 0) for now, then in zip(after, before, strict=True)]
+    assert loops == [3, 3]
+    assert (after[0].sent - before[0].sent, after[1].sent - before[1].sent) == (2, 0)
+    node.apply(DataPlane())
+    assert list(node.pipeline._kernel.maps["tunnels"].walk()) == []
 
 
 def test_each_stream_has_its_own_key_and_sequence(node: Node) -> None:

@@ -139,6 +139,19 @@ def test_new_programs_take_over_in_place_and_keep_the_counters(node: Node, monke
     assert counters.seen == counters.sent == 2 * load.sent
 
 
+def test_an_agent_that_adopts_maps_from_before_the_loop_guard_guards_at_once(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    plane = node.plane()
+    node.apply(plane)
+    node.tap(INGRESS, datagram(PUBLIC, 1))
+    before = node.settled(0)
+    (guard,) = (node.root / "maps").glob("tunnels_v*")
+    guard.unlink()
+    monkeypatch.setattr(compiler, "FLAGS", (*compiler.FLAGS, "-DANOTHER_VERSION"))
+    node.reopen()
+    assert node.pipeline.adopted and node.settled(0) == before
+    assert len(list(node.pipeline._kernel.maps["tunnels"].walk())) == 2
+
+
 KILLED_AT = """
 import os, sys
 from pathlib import Path

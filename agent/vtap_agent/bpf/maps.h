@@ -97,6 +97,7 @@ SWAPPED(floods, 1, struct inner_floods);
 SWAPPED(programs, MAX_SLOTS, struct inner_program);
 SWAPPED(destinations, MAX_SLOTS, struct inner_destination);
 MAP(peers, HASH, 1 << 17, struct peer_key, __u8, BPF_F_NO_PREALLOC);
+MAP(tunnels, HASH, MAX_TUNNELS, struct tunnel_key, __u8, BPF_F_NO_PREALLOC);
 MAP(points, ARRAY, MAX_SLOTS, __u32, struct point, 0);
 MAP(slots, ARRAY, MAX_SLOTS, __u32, struct shared, 0);
 MAP(fragment_ids, ARRAY, MAX_SLOTS, __u32, __u32, 0);

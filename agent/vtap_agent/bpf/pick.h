@@ -175,6 +175,23 @@ struct {
 	__type(value, struct pick);
 } picks SEC(".maps");
 
+/* Whether a packet is a copy of ours on its way, which a tapped router forwards: copying it would never end. */
+__noinline int is_our_tunnel(struct pick *c)
+{
+	struct tunnel_key key = {};
+
+	if (!c)
+		return 0;
+	key.protocol = c->packet.meta >> META_PROTOCOL_SHIFT & 0xff;
+	if (key.protocol == 17 && !c->packet.fragment)
+		key.port = c->ingress ? c->packet.pod_port : c->packet.peer_port;
+	else if (key.protocol != 17 && key.protocol != 47)
+		return 0;
+	key.address[0] = c->ingress ? c->packet.pod[0] : c->packet.peer[0];
+	key.address[1] = c->ingress ? c->packet.pod[1] : c->packet.peer[1];
+	return bpf_map_lookup_elem(&tunnels, &key) != 0;
+}
+
 struct selection {
 	__u32 entry;
 	__u32 chosen;
@@ -207,6 +224,10 @@ static __noinline int hand_over(struct __sk_buff *skb, struct pick *c, struct pi
 	parse_once(skb, c);
 	if (c->broken) {
 		counters->dropped_malformed += c->segments;
+		return 0;
+	}
+	if (is_our_tunnel(c)) {
+		counters->dropped_loop += c->segments;
 		return 0;
 	}
 	if (!point->in_use || !control->near_ifindex) {

@@ -14,6 +14,7 @@ PICK_REASONS = {
     "clone": "dropped_clone",
     "notReady": "dropped_not_ready",
     "malformed": "dropped_malformed",
+    "loop": "dropped_loop",
 }
 SEND_REASONS = {
     "clone": "dropped_clone",

@@ -31,6 +31,8 @@ from vtap_agent.plan.dataplane import (
 )
 
 GRE_UDP_PORT = 4754
+ETHERNET_LENGTH = 14
+UDP = 17
 T = TypeVar("T", bound=Structure)
 ANY_PORT = PortRange(0, 0xFFFF)
 NOWHERE = 0xFFFFFFFF
@@ -192,6 +194,22 @@ def destination(value: Destination) -> bytes:
         | (layout.DESTINATION_FIXED_ID if value.fixed_id is not None else 0)
         | (layout.DESTINATION_IPV6 if v6 else 0)
     )
+    return bytes(made)
+
+
+def tunnel_keys(value: bytes) -> frozenset[bytes]:
+    """struct tunnel_key of every packet that leaves for a destination, from its struct destination."""
+    made = decode(layout.DestinationValue, value)
+    ip = bytes(made.header)[ETHERNET_LENGTH:]
+    remote, protocol = (ip[24:40], ip[6]) if made.flags & layout.DESTINATION_IPV6 else (ip[16:20], ip[9])
+    # A fragment's ports are unknown: it stands under port 0.
+    ports = {0, int.from_bytes(ip[made.ip_length + 2 : made.ip_length + 4], "big")} if protocol == UDP else {0}
+    return frozenset(_tunnel_key(remote, protocol, port) for port in ports)
+
+
+def _tunnel_key(address: bytes, protocol: int, port: int) -> bytes:
+    made = layout.TunnelKey(protocol=protocol, port=port)
+    _set(made.address, address_words(address))
     return bytes(made)
 
 

@@ -34,6 +34,7 @@ MAPS = (
     "programs",
     "destinations",
     "peers",
+    "tunnels",
     "points",
     "slots",
     "fragment_ids",

@@ -150,6 +150,12 @@ class DestinationValue(Structure):
     )
 
 
+class TunnelKey(Structure):
+    """struct tunnel_key."""
+
+    _fields_ = (("address", c_uint64 * 2), ("protocol", c_uint16), ("port", c_uint16), ("zero", c_uint32))
+
+
 class PickCounters(Structure):
     """struct pick_counters."""
 
@@ -166,7 +172,8 @@ class PickCounters(Structure):
         ("dropped_malformed", c_uint64),
         ("skip", c_uint32),
         ("skip_drawn", c_uint32),
-        ("zero", c_uint64 * 5),
+        ("dropped_loop", c_uint64),
+        ("zero", c_uint64 * 4),
     )
 
 
@@ -255,6 +262,7 @@ STRUCTURES: dict[str, type[Structure]] = {
     "rule": Rule,
     "program": Program,
     "peer_key": PeerKey,
+    "tunnel_key": TunnelKey,
     "point": Point,
     "destination": DestinationValue,
     "pick_counters": PickCounters,

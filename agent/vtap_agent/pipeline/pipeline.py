@@ -53,6 +53,7 @@ class Pipeline:
         """
         made = Pipeline(root, node, Kernel.open(root))
         made._make_pair()
+        made._guard_tunnels()
         made._replace_programs()
         made._agree_on_sources()
         return made
@@ -128,10 +129,8 @@ class Pipeline:
                 kernel.swap("programs", step.index, {ZERO: step.value})
             case DropProgram():
                 kernel.unset("programs", step.index)
-            case PutDestination():
-                kernel.swap("destinations", step.index, {ZERO: step.value})
-            case DropDestination():
-                kernel.unset("destinations", step.index)
+            case PutDestination() | DropDestination():
+                self._apply_destination(step)
             case MakePair():
                 self._make_pair()
             case AttachPick():
@@ -150,6 +149,24 @@ class Pipeline:
         for key in [key for key in peers.walk() if key.startswith(mine)]:
             peers.delete(key)
         self._peer_sets.pop(step.number, None)
+
+    def _apply_destination(self, step: PutDestination | DropDestination) -> None:
+        if isinstance(step, PutDestination):
+            self._guard_tunnels(encode.tunnel_keys(step.value))
+            self._kernel.swap("destinations", step.index, {ZERO: step.value})
+        else:
+            self._kernel.unset("destinations", step.index)
+        self._guard_tunnels()
+
+    def _guard_tunnels(self, coming: frozenset[bytes] = frozenset()) -> None:
+        """What is on its way to a destination, or to one that is `coming`, is never copied; nothing else is held back."""
+        tunnels = self._kernel.maps["tunnels"]
+        wanted = coming.union(*(encode.tunnel_keys(value) for value in self._values("destinations").values()))
+        present = set(tunnels.walk())
+        for key in wanted - present:
+            tunnels.update(key, PRESENT)
+        for key in present - wanted:
+            tunnels.delete(key)
 
     def _apply_point(self, step: PutPoint | DropPoint) -> None:
         points = self._kernel.maps["points"]

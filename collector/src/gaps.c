@@ -70,10 +70,15 @@ static void advance(struct gaps *gaps, uint64_t to, uint64_t *lost)
     gaps->next = to;
 }
 
+uint64_t gaps_nearest(uint64_t about, uint32_t sequence)
+{
+    const int64_t delta = (int32_t)(sequence - (uint32_t)about);
+    return delta < 0 && (uint64_t)-delta > about ? UINT64_MAX : about + (uint64_t)delta;
+}
+
 uint64_t gaps_extend(const struct gaps *gaps, uint32_t sequence)
 {
-    const int64_t delta = (int32_t)(sequence - (uint32_t)gaps->next);
-    return delta < 0 && (uint64_t)-delta > gaps->next ? UINT64_MAX : gaps->next + (uint64_t)delta;
+    return gaps->next ? gaps_nearest(gaps->next, sequence) : sequence;
 }
 
 void gaps_expect(struct gaps *gaps, uint64_t next, uint64_t *lost)

@@ -24,7 +24,10 @@ enum gaps_verdict {
 /* `lost` grows by the numbers that fall out of the window unseen. */
 enum gaps_verdict gaps_arrive_slowly(struct gaps *gaps, uint32_t sequence, uint64_t *lost);
 
-/* The 64-bit number nearest to `next` whose low half is `sequence`; negative ones (before the first) come out as UINT64_MAX. */
+/* The 64-bit number nearest to `about` whose low half is `sequence`; negative ones (before the first) come out as UINT64_MAX. */
+uint64_t gaps_nearest(uint64_t about, uint32_t sequence);
+
+/* The nearest to `next`. In a window that saw nothing it is `sequence` itself: a collector may meet a stream when it is old. */
 uint64_t gaps_extend(const struct gaps *gaps, uint32_t sequence);
 
 /* The sender has used all numbers below `next`: those that never came are awaited from now on. */

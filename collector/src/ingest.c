@@ -137,12 +137,28 @@ static void count_lost(struct vtc_collector *collector, struct stream *stream, u
     COUNT(stream->state->lost_network, lost - explained);
 }
 
+/* Places the window where the first numbered copy belongs. What totals have told to be lost before it came stays lost, and is not
+ * counted again; what is missing beyond that opens as a gap. */
+static void begin_sequence(struct stream_state *state, uint32_t sequence, uint64_t *lost)
+{
+    const uint64_t known = state->received + state->lost_network + state->lost_socket;
+    uint64_t counted = 0;
+    gaps_expect(&state->gaps, known, &counted);
+    gaps_settle(&state->gaps, known);
+    const uint64_t first = gaps_nearest(state->total_next > known ? state->total_next : known, sequence);
+    if (first != UINT64_MAX)
+        gaps_expect(&state->gaps, first, lost);
+    PUT(state->sequenced, 1);
+}
+
 /* True where the copy is the first of its number and in time. */
 static bool count_arrival(struct vtc_collector *collector, struct stream *stream, const struct wire_copy *copy)
 {
     struct stream_state *state = stream->state;
     if (copy->has_sequence) {
         uint64_t lost = 0;
+        if (!state->sequenced || state->gaps.next == 0)
+            begin_sequence(state, copy->sequence, &lost);
         const enum gaps_verdict verdict = gaps_arrive(&state->gaps, copy->sequence, &lost);
         if (lost)
             count_lost(collector, stream, lost);
@@ -153,8 +169,6 @@ static bool count_arrival(struct vtc_collector *collector, struct stream *stream
                 COUNT(state->late, 1);
             return false;
         }
-        if (!state->sequenced)
-            state->sequenced = 1;
     }
     COUNT(state->received, 1);
     COUNT(state->received_bytes, copy->frame_length);

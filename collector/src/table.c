@@ -230,6 +230,20 @@ int vtc_stream_release(struct vtc_collector *collector, uint32_t slot)
     return result;
 }
 
+/* The number that the sender uses next, 0 where it does not tell. Until something arrives, what it has sent is the only clue to
+ * the upper half. */
+static uint64_t announced_next(const struct gaps *gaps, uint64_t sent, uint32_t next_sequence)
+{
+    if (next_sequence == 0) /* somebody else numbers the copies; a stream that has just wrapped tells the next time */
+        return 0;
+    if (gaps->next == 0) {
+        const uint64_t next = gaps_nearest(sent, next_sequence);
+        return next == UINT64_MAX ? next_sequence : next;
+    }
+    const uint64_t next = gaps_extend(gaps, next_sequence);
+    return next == UINT64_MAX ? 0 : next;
+}
+
 int vtc_stream_totals(struct vtc_collector *collector, uint32_t slot, uint64_t sent, uint32_t next_sequence)
 {
     if (slot >= collector->config.max_streams)
@@ -238,8 +252,8 @@ int vtc_stream_totals(struct vtc_collector *collector, uint32_t slot, uint64_t s
     struct stream *stream = &collector->streams[slot];
     if (stream->open) {
         struct stream_state *state = stream->state;
-        const uint64_t next = gaps_extend(&state->gaps, next_sequence);
-        if (next != UINT64_MAX && next > state->total_next)
+        const uint64_t next = announced_next(&state->gaps, sent, next_sequence);
+        if (next > state->total_next)
             PUT(state->total_next, next);
         if (sent > state->total_sent)
             PUT(state->total_sent, sent);

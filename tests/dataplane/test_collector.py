@@ -112,6 +112,33 @@ def test_sequence_numbers_wrap(collector: CollectorProcess) -> None:
     assert sum(lost(row)) + row["received"] == 2**32 + 2 == row["nextSequence"]
 
 
+@pytest.mark.parametrize("first", [2**31 + 7, 2**32 - 1, 2**33 + 5])
+@pytest.mark.parametrize("told", ["before", "while it still comes", "after"])
+def test_an_old_stream_met_for_the_first_time_has_lost_what_came_before(
+    collector: CollectorProcess, first: int, told: str
+) -> None:
+    if told == "after" and first >= 2**32:
+        pytest.skip("32 bits alone do not tell how often a stream wrapped")
+    collector.announce(a_stream(1))
+    if told != "after":
+        collector.totals(1, first)
+    if told == "before":
+        wait_until(lambda: sum(lost(collector.row(1))) == first, "what was sent and never came is lost")
+    collector.send(1, range(first, first + 10))
+    collector.totals(1, first + 10)
+    row = collector.at_rest(1, 10)
+    assert (sum(lost(row)), row["late"], row["nextSequence"]) == (first, 0, first + 10)
+
+
+def test_loss_told_by_totals_is_not_counted_again_by_sequence_numbers(collector: CollectorProcess) -> None:
+    collector.announce(a_stream(1, trailer=False))
+    collector.totals(1, 50, next_sequence=0)
+    wait_until(lambda: lost(collector.row(1)) == (50, 0), "the missing are lost")
+    collector.send(1, [*range(52, 60), 49])  # 50 and 51 are a gap of their own, 49 was given up
+    row = collector.at_rest(1, 8)
+    assert (lost(row), row["late"]) == ((52, 0), 1)
+
+
 def test_what_nobody_announced_is_counted_and_not_stored(collector: CollectorProcess) -> None:
     collector.announce(a_stream(1))
     collector.send(2, range(5))

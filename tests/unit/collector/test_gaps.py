@@ -114,7 +114,16 @@ def test_a_missing_head_is_a_gap() -> None:
 
 
 def test_a_number_from_before_the_first_is_late() -> None:
-    assert Gaps().arrive(2**32 - 1) == (LATE, 0)
+    gaps = Gaps()
+    gaps.arrive(0)
+    assert gaps.arrive(2**32 - 1) == (LATE, 0)
+
+
+def test_a_stream_may_be_old_when_it_is_met() -> None:
+    gaps = Gaps()
+    assert gaps.arrive(2**32 - 1) == (NEW, 2**32 - WINDOW)
+    assert gaps.arrive(0) == (NEW, 1)  # the oldest of the window falls out of it
+    assert gaps.next == 2**32 + 1
 
 
 def test_a_gap_of_half_the_number_space_is_counted_at_once() -> None:

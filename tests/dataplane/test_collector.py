@@ -112,13 +112,17 @@ def test_sequence_numbers_wrap(collector: CollectorProcess) -> None:
     assert sum(lost(row)) + row["received"] == 2**32 + 2 == row["nextSequence"]
 
 
-@pytest.mark.parametrize("first", [2**31 + 7, 2**32 - 1, 2**33 + 5])
-@pytest.mark.parametrize("told", ["before", "while it still comes", "after"])
+@pytest.mark.parametrize(
+    ("first", "told"),
+    [
+        *((first, told) for first in (2**31 + 7, 2**32 - 1) for told in ("before", "while it still comes", "after")),
+        # Told only afterwards, 32 bits do not say how often such a stream has wrapped.
+        *((2**33 + 5, told) for told in ("before", "while it still comes")),
+    ],
+)
 def test_an_old_stream_met_for_the_first_time_has_lost_what_came_before(
     collector: CollectorProcess, first: int, told: str
 ) -> None:
-    if told == "after" and first >= 2**32:
-        pytest.skip("32 bits alone do not tell how often a stream wrapped")
     collector.announce(a_stream(1))
     if told != "after":
         collector.totals(1, first)

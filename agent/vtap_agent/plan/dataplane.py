@@ -226,8 +226,6 @@ class PointCounters:
     next_sequence: int = 0
     dropped: Mapping[str, int] = field(default_factory=dict[str, int])
     """By reason, as in docs/architecture.md."""
-    duplicated: int = 0
-    """Copies OVS made twice of one packet, where that can be told."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,6 @@ def add(left: PointCounters, right: PointCounters) -> PointCounters:
         sent=left.sent + right.sent,
         sent_bytes=left.sent_bytes + right.sent_bytes,
         dropped={reason: left.dropped.get(reason, 0) + right.dropped.get(reason, 0) for reason in reasons},
-        duplicated=left.duplicated + right.duplicated,
     )
 
 
@@ -124,7 +123,6 @@ def row_to_json(row: Row) -> dict[str, Any]:
         "sent": counters.sent,
         "sentBytes": counters.sent_bytes,
         "nextSequence": counters.next_sequence,
-        "duplicated": counters.duplicated,
     }
 
 
@@ -152,7 +150,6 @@ def row_from_json(data: Mapping[str, Any]) -> Row:
         sent_bytes=int(data["sentBytes"]),
         next_sequence=int(data["nextSequence"]),
         dropped={str(reason): int(count) for reason, count in data["dropped"].items()},
-        duplicated=int(data["duplicated"]),
     )
     return Row(
         int(data["key"]),

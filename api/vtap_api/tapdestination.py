@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from vtap_api.base import API_VERSION, Model, rules
 from vtap_api.meta import ClusterMeta, Conditions, LabelSelector
 from vtap_api.problems import fault
-from vtap_api.values import AbsolutePath, Between, HttpUrl, IPAddress, MacAddress
+from vtap_api.values import AbsolutePath, Between, DnsSubdomain, HttpUrl, IPAddress, MacAddress, Quantity, QuantityBetween
 
 GRE_IN_UDP_PORT = 4754
 """RFC 8086."""
@@ -83,12 +83,41 @@ class CollectorControl(Model):
         return f"unix:{self.unix_socket}" if self.url is None else self.url.rstrip("/")
 
 
+class StorageKind(StrEnum):
+    """What holds captured files."""
+
+    EMPTY_DIR = "EmptyDir"
+    PERSISTENT_VOLUME_CLAIM = "PersistentVolumeClaim"
+
+
+class CollectorStorage(Model):
+    """Where a collector that the operator runs keeps its files. The oldest are deleted before `size` is reached."""
+
+    model_config = rules(
+        ("!has(self.storageClassName) || self.type == 'PersistentVolumeClaim'", "storageClassName goes with a claim"),
+    )
+
+    type: StorageKind = StorageKind.EMPTY_DIR
+    """`EmptyDir` goes with the collector's pod; a `PersistentVolumeClaim` outlives it."""
+    size: Annotated[Quantity, QuantityBetween(Quantity("64Mi"), Quantity("1Pi"))] = Quantity("10Gi")
+    """Bytes for captured files, as a quantity."""
+    storage_class_name: Annotated[str, DnsSubdomain] | None = None
+    """The claim's storage class. Default: the cluster's."""
+
+    @model_validator(mode="after")
+    def _class_fits(self) -> CollectorStorage:
+        if self.storage_class_name is not None and self.type is not StorageKind.PERSISTENT_VOLUME_CLAIM:
+            raise fault("means nothing to type EmptyDir", "write type: PersistentVolumeClaim", ("storageClassName",))
+        return self
+
+
 class CollectorTarget(Model):
     """A collector of ours. On one machine say where it is; in a cluster leave this empty, and the operator runs one."""
 
     model_config = rules(
         ("has(self.address) == has(self.control)", "address and control go together"),
         ("!has(self.port) || has(self.address)", "port needs address"),
+        ("!has(self.address) || !has(self.storage)", "storage is of a collector that the operator runs"),
         ("!has(self.port) || self.transport in ['GREInUDP', 'VXLAN']", "port needs transport GREInUDP or VXLAN"),
     )
 
@@ -100,6 +129,8 @@ class CollectorTarget(Model):
     """How copies travel. GREInUDP carries original length, capture time and sequence numbers; receiving needs no privilege."""
     control: CollectorControl | None = None
     """How agents announce streams."""
+    storage: CollectorStorage | None = None
+    """In a cluster: what holds the files of the collector that the operator runs. Default: an EmptyDir of 10Gi."""
 
     @model_validator(mode="after")
     def _complete(self) -> CollectorTarget:
@@ -109,6 +140,8 @@ class CollectorTarget(Model):
             raise fault("is missing", "write the IPv4 or IPv6 address that the collector receives copies on", ("address",))
         if self.port is not None and self.transport in (Transport.GRE, Transport.ERSPAN):
             raise fault(f"means nothing to transport {self.transport}", "remove it, or write transport: GREInUDP", ("port",))
+        if self.storage is not None and self.address is not None:
+            raise fault("is of a collector that the operator runs", "remove it, or remove address and control", ("storage",))
         if self.port is not None and self.address is None:
             raise fault("has no address to go with", "write address and control too, or remove it", ("port",))
         return self

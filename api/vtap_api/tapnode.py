@@ -12,6 +12,8 @@ from vtap_api.meta import ClusterMeta, Conditions
 from vtap_api.values import Between, DnsLabel, DnsSubdomain, IPAddress, Text
 from vtap_api.virtualtap import BackendName
 
+MAX_TAPS = 1024
+"""Taps that a node reports of."""
 MAX_KEYS = 4096
 """Tap points a node can have, each with a key of its own."""
 LAST_FIRST_KEY = 2**24 - MAX_KEYS
@@ -108,6 +110,25 @@ class PointStatus(Model):
     """Why, and what would help."""
 
 
+class TapOnNode(Model):
+    """A tap as this node sees it: one entry for each tap that matches a pod here, or that the node has to say something of."""
+
+    namespace: Namespace
+    """The tap's namespace."""
+    name: Name
+    """The tap's name."""
+    generation: Annotated[int, Between(0, 2**63 - 1)] = 0
+    """The tap's generation that this was said of."""
+    matched_pods: Annotated[int, Between(0, 2**31 - 1)] = 0
+    """Pods of this node that it selects."""
+    attached_pods: Annotated[int, Between(0, 2**31 - 1)] = 0
+    """Pods of which every wanted tap point copies packets."""
+    failed_pods: Annotated[int, Between(0, 2**31 - 1)] = 0
+    """Pods of which some wanted tap point can't be had."""
+    conditions: Conditions = ()
+    """`Accepted`, `Programmed` and `Delivering`, of this node alone."""
+
+
 class TapNodeStatus(Model):
     """What the node's agent found and did. No counters: those are metrics."""
 
@@ -123,6 +144,8 @@ class TapNodeStatus(Model):
     """Bridges on the node."""
     backends: Annotated[tuple[BackendStatus, ...], Field(max_length=8, json_schema_extra=list_of("atomic"))] = ()
     """What can be used here."""
+    taps: Annotated[tuple[TapOnNode, ...], Field(max_length=MAX_TAPS, json_schema_extra=list_of("atomic"))] = ()
+    """Taps on the node."""
     points: Annotated[tuple[PointStatus, ...], Field(max_length=MAX_KEYS, json_schema_extra=list_of("atomic"))] = ()
     """Tap points on the node."""
     conditions: Conditions = ()

@@ -9,9 +9,10 @@ from pydantic import Field, model_validator
 from vtap_api.base import API_VERSION, Model, Unique, list_of, rules
 from vtap_api.meta import LabelSelector, NamespacedMeta
 from vtap_api.problems import fault
-from vtap_api.values import DnsLabel, IPAddress
+from vtap_api.values import Between, DnsLabel, IPAddress
 
 MAX_ADDRESSES = 1000
+MAX_SLICES = 1024
 
 
 class TapPeerSliceSpec(Model):
@@ -27,6 +28,10 @@ class TapPeerSliceSpec(Model):
     """As in the rules that use it."""
     namespace_selector: LabelSelector | None = None
     """As in the rules that use it."""
+    index: Annotated[int, Between(0, MAX_SLICES - 1)] = 0
+    """Which of the selector's slices this is."""
+    count: Annotated[int, Between(1, MAX_SLICES)] = 1
+    """How many slices the selector has; agents wait for all of them."""
     addresses: Annotated[
         tuple[Annotated[str, IPAddress()], ...], Field(max_length=MAX_ADDRESSES, json_schema_extra=list_of("atomic")), Unique
     ] = ()

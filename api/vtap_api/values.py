@@ -194,6 +194,11 @@ class Quantity(str):
 
     __slots__ = ()
 
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: Any, _handler: GetCoreSchemaHandler) -> CoreSchema:
+        """For defaults, which are written as they are; values are checked by `QuantityBetween`."""
+        return core_schema.no_info_after_validator_function(cls, core_schema.str_schema())
+
     @property
     def exact(self) -> Decimal:
         found = _QUANTITY.fullmatch(self)

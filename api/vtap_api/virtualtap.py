@@ -428,6 +428,8 @@ class VirtualTapSpec(Model):
     """How copies are made; `Auto` takes one that can do what the tap asks for, and the status says which."""
     destination_ref: DestinationRef = DestinationRef()
     """Where copies go."""
+    ttl: Annotated[Duration, DurationBetween(Duration("10s"), Duration("168h"))] | None = None
+    """How long the tap lives, counted from its creation: copies end then, and the operator deletes it. In a cluster only."""
 
     @model_validator(mode="after")
     def _interfaces_make_sense(self) -> VirtualTapSpec:

@@ -190,7 +190,7 @@ class Server:
             raise Refused(f"at most {MAX_REPLAYS} readers of stored files at a time; try again when one of them has ended", 503)
         self._replays += 1
         try:
-            files = await asyncio.to_thread(self._open_files, tap)
+            files = await self._opened_files(tap)
             return await self._replay(request, files, selection)
         finally:
             self._replays -= 1
@@ -204,6 +204,14 @@ class Server:
                 return await _pump(request, ours)
         finally:
             await asyncio.shield(replaying)
+
+    async def _opened_files(self, tap: TapName | None) -> list[int]:
+        opening = asyncio.ensure_future(asyncio.to_thread(self._open_files, tap))
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_close_unwanted)  # the thread goes on: what it opens is nobody's
+            raise
 
     def _open_files(self, tap: TapName | None) -> list[int]:
         files: list[int] = []
@@ -231,6 +239,11 @@ def _replay_and_close(files: Sequence[int], selection: Selection, out: socket.so
 def _close_all(files: Sequence[int]) -> None:
     for file in files:
         os.close(file)
+
+
+def _close_unwanted(opening: asyncio.Future[list[int]]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        _close_all(opening.result())
 
 
 async def _pump(request: web.Request, source: socket.socket) -> web.StreamResponse:

@@ -138,6 +138,7 @@ void vtc_stop(struct vtc_collector *collector)
         pthread_join(collector->writer, NULL);
     collector->writer_started = false;
     writer_drain(collector);
+    state_stopped(collector);
 }
 
 void vtc_free(struct vtc_collector *collector)

@@ -31,11 +31,15 @@
 
 /* ---- state.c: what survives the process, mapped from DIR/.state/streams ---- */
 
+/* The window of sequence numbers is ahead of the counts: a copy is being counted, or numbers are being given up. */
+enum judging { JUDGING_NOTHING = 0, JUDGING_ARRIVAL = 1, JUDGING_LOSS = 2 };
+
 struct stream_state {
     uint32_t in_use, key;
     uint64_t incarnation;
     uint32_t tap, sequenced;
     uint64_t opened_ns;
+    uint32_t judging; /* enum judging; receive thread */
     /* receive thread, under the table lock */
     _Alignas(64) uint64_t received;
     uint64_t received_bytes, lost_network, lost_socket, duplicate, late, dropped_slow;
@@ -61,6 +65,7 @@ struct tap_state {
 struct state_header {
     uint64_t magic;
     uint32_t version, stream_size, tap_size, max_streams, max_taps;
+    uint32_t stopped_cleanly; /* by the last process: nothing was in its buffers, and its counts are as it left them */
 };
 
 /* ---- chunk.c: blocks on their way from the receive thread to the sinks ---- */
@@ -262,6 +267,7 @@ int fail(char *error, size_t size, const char *format, ...) __attribute__((forma
 int state_open(struct vtc_collector *collector, char *error, size_t error_size);
 void state_close(struct vtc_collector *collector);
 void state_recover(struct vtc_collector *collector);
+void state_stopped(struct vtc_collector *collector);
 
 int pool_init(struct pool *pool, uint32_t chunk_bytes, uint64_t bytes);
 void pool_allow(struct pool *pool, int64_t chunks);

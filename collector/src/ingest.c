@@ -151,10 +151,19 @@ static void begin_sequence(struct stream_state *state, uint32_t sequence, uint64
     PUT(state->sequenced, 1);
 }
 
+/* What a process that is killed meanwhile has half done; the kernel shows a dead process's writes in their order. */
+static void judge(struct stream_state *state, enum judging judging)
+{
+    atomic_signal_fence(memory_order_seq_cst);
+    PUT(state->judging, judging);
+    atomic_signal_fence(memory_order_seq_cst);
+}
+
 /* True where the copy is the first of its number and in time. */
 static bool count_arrival(struct vtc_collector *collector, struct stream *stream, const struct wire_copy *copy)
 {
     struct stream_state *state = stream->state;
+    judge(state, JUDGING_ARRIVAL);
     if (copy->has_sequence) {
         uint64_t lost = 0;
         if (!state->sequenced || state->gaps.next == 0)
@@ -167,10 +176,12 @@ static bool count_arrival(struct vtc_collector *collector, struct stream *stream
                 COUNT(state->duplicate, 1);
             else
                 COUNT(state->late, 1);
+            judge(state, JUDGING_NOTHING);
             return false;
         }
     }
     COUNT(state->received, 1);
+    judge(state, JUDGING_NOTHING);
     COUNT(state->received_bytes, copy->frame_length);
     return true;
 }
@@ -241,10 +252,12 @@ static void settle_sequenced(struct vtc_collector *collector, struct stream *str
 {
     struct gaps *gaps = &stream->state->gaps;
     uint64_t lost = 0;
+    judge(stream->state, JUDGING_LOSS);
     gaps_expect(gaps, stream->mark_total, &lost);
     lost += gaps_settle(gaps, stream->mark_next > stream->mark_total ? stream->mark_next : stream->mark_total);
     if (lost)
         count_lost(collector, stream, lost);
+    judge(stream->state, JUDGING_NOTHING);
 }
 
 static void settle_counted(struct vtc_collector *collector, struct stream *stream)

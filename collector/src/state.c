@@ -158,27 +158,44 @@ static void recover_file(struct vtc_collector *collector, uint32_t index)
     close(fd);
 }
 
-/* A process that dies may do so between two writes that belong together. The window of sequence numbers is what the rest is
- * made to agree with; what had been received and is in no file died in the buffers. */
-static void recover_stream(struct stream_state *state)
+/* A process may die between two writes that belong together, and says in `judging` where. Only that is put right; any other
+ * difference is a fault of ours and stays for the ledger to show. Returns what was received by both accounts. */
+static uint64_t repair_counts(struct stream_state *state)
 {
     gaps_repair(&state->gaps);
-    if (state->sequenced) {
-        const uint64_t lost = state->lost_network + state->lost_socket;
-        const uint64_t gone = lost + state->gaps.missing;
-        if (state->gaps.next >= gone)
-            state->received = state->gaps.next - gone;
+    const uint64_t told = state->gaps.next - state->gaps.missing; /* received or lost, by the window */
+    const uint64_t counted = state->received + state->lost_network + state->lost_socket;
+    const uint32_t judging = state->judging;
+    state->judging = JUDGING_NOTHING;
+    if (judging && told > counted) {
+        const uint64_t arrived = judging == JUDGING_ARRIVAL;
+        state->received += arrived;
+        state->lost_network += told - counted - arrived;
     }
+    if (judging || counted <= told)
+        return state->received;
+    return state->received > counted - told ? state->received - (counted - told) : 0;
+}
+
+/* What had been received and is in no file died in the buffers. */
+static void recover_stream(struct stream_state *state)
+{
+    const uint64_t received = state->sequenced && state->gaps.next ? repair_counts(state) : state->received;
     const uint64_t fate = state->stored + state->dropped_disk + state->dropped_slow + state->dropped_crash;
-    if (state->received > fate)
-        state->dropped_crash += state->received - fate;
-    else
-        state->received = fate;
+    if (received > fate)
+        state->dropped_crash += received - fate;
 }
 
 static void terminate(struct tap_state *tap)
 {
     tap->tap_namespace[NAMESPACE_SIZE - 1] = tap->name[TAP_NAME_SIZE - 1] = tap->file[FILE_NAME_SIZE - 1] = 0;
+}
+
+static void recover_streams(struct vtc_collector *collector)
+{
+    for (uint32_t slot = 0; slot < collector->config.max_streams; slot++)
+        if (collector->stream_states[slot].in_use)
+            recover_stream(&collector->stream_states[slot]);
 }
 
 void state_recover(struct vtc_collector *collector)
@@ -190,7 +207,9 @@ void state_recover(struct vtc_collector *collector)
             recover_file(collector, index);
         tap->file_open = 0;
     }
-    for (uint32_t slot = 0; slot < collector->config.max_streams; slot++)
-        if (collector->stream_states[slot].in_use)
-            recover_stream(&collector->stream_states[slot]);
+    if (!collector->state_header->stopped_cleanly)
+        recover_streams(collector);
+    collector->state_header->stopped_cleanly = 0;
 }
+
+void state_stopped(struct vtc_collector *collector) { collector->state_header->stopped_cleanly = 1; }

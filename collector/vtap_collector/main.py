@@ -22,10 +22,13 @@ from typing import Any
 
 from aiohttp import web
 
+from vtap_collector.access import Access, ClusterAccess, Token, TokenAccess
+from vtap_collector.certificates import Certificates
 from vtap_collector.errors import CollectorError
 from vtap_collector.native import Core, CoreSettings, Sink
 from vtap_collector.registry import Registry
-from vtap_collector.server import Server, Token
+from vtap_collector.reviews import InClusterApi, Reviewer
+from vtap_collector.server import Server
 from vtap_collector.service import Service
 from vtap_collector.sockets import (
     VXLAN_PORT,
@@ -54,6 +57,8 @@ class Options:
     data: tuple[Endpoint, ...]
     listen: Endpoint | None
     token_file: Path | None
+    tls: Path | None
+    kubernetes: bool
     gre: bool
     rings: tuple[str, ...]
     vxlan_port: int | None
@@ -91,6 +96,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--listen-data", default="[::]", metavar="ADDRESS:PORT,…", help="where copies arrive (GRE-in-UDP, [::]:4754)")
     add("--listen", metavar="ADDRESS:PORT", help="serve HTTP on TCP as well; needs --token-file")
     add("--token-file", type=Path, help="the bearer token of agents and of readers over TCP")
+    add("--tls", type=Path, metavar="DIR", help="serve HTTPS: ca.crt, tls.crt and tls.key, read again when they change")
+    add("--kubernetes", action="store_true", help="the API server says who may read; agents show certificates; needs --tls")
     add("--gre", action="store_true", help="receive bare GRE too (CAP_NET_RAW)")
     add("--erspan", action="store_true", help="receive ERSPAN II too (CAP_NET_RAW)")
     add("--vxlan", nargs="?", type=_natural, const=VXLAN_PORT, metavar="PORT", help="receive VXLAN too (port 4789)")
@@ -111,8 +118,10 @@ def _parser() -> argparse.ArgumentParser:
 def parse_options(arguments: Sequence[str] | None = None) -> Options:
     """Raises CollectorError; argparse ends the process by itself."""
     given = _parser().parse_args(arguments)
-    if given.listen and not given.token_file:
+    if given.listen and not given.token_file and not given.kubernetes:
         raise CollectorError("--listen needs --token-file: over TCP, packets are only for those who hold the token")
+    if given.kubernetes and (given.tls is None or given.token_file is not None):
+        raise CollectorError("--kubernetes needs --tls, and takes no --token-file: the API server judges tokens")
     if not 0.01 <= given.grace <= 60:
         raise CollectorError("--grace must lie between 0.01 and 60 seconds")
     return Options(
@@ -121,6 +130,8 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         data=tuple(parse_endpoints(given.listen_data, "--listen-data")),
         listen=parse_endpoint(given.listen, "--listen") if given.listen else None,
         token_file=given.token_file,
+        tls=given.tls,
+        kubernetes=given.kubernetes,
         gre=given.gre or given.erspan,
         rings=tuple(name for name in given.ring.split(",") if name),
         vxlan_port=given.vxlan,
@@ -171,7 +182,16 @@ def _unix_path(run_dir: Path) -> Path:
     return path
 
 
-async def _serve_http(server: Server, unix_path: Path, listen: Endpoint | None, about: dict[str, Any]) -> list[web.AppRunner]:
+def _access(options: Options) -> Access:
+    """Raises CollectorError where what judges cannot be had."""
+    if options.kubernetes:
+        return ClusterAccess(Reviewer(InClusterApi.from_environment()))
+    return TokenAccess(Token(options.token_file) if options.token_file else None)
+
+
+async def _serve_http(
+    server: Server, unix_path: Path, listen: Endpoint | None, certificates: Certificates | None, about: dict[str, Any]
+) -> list[web.AppRunner]:
     runners: list[web.AppRunner] = []
     local = web.AppRunner(server.application(trusted=True), access_log=None, shutdown_timeout=2)
     await local.setup()
@@ -186,7 +206,8 @@ async def _serve_http(server: Server, unix_path: Path, listen: Endpoint | None, 
         await remote.setup()
         runners.append(remote)
         try:
-            await web.TCPSite(remote, listen.address, listen.port).start()
+            context = certificates.context if certificates else None
+            await web.TCPSite(remote, listen.address, listen.port, ssl_context=context).start()
         except OSError as error:
             raise CollectorError(f"--listen {listen}: {error.strerror}") from None
         address, port, *_scope = remote.addresses[0]
@@ -203,7 +224,8 @@ async def _until_signal() -> None:
 
 
 async def _run(options: Options, core: Core, storage: Storage, sockets: Sequence[DataSocket], rings: Sequence[Ring]) -> None:
-    token = Token(options.token_file) if options.token_file else None
+    access = _access(options)
+    certificates = Certificates(options.tls) if options.tls else None
     unix_path = _unix_path(options.run_dir)
     registry = Registry(core, options.settings)
     registry.restore(storage)
@@ -218,14 +240,18 @@ async def _run(options: Options, core: Core, storage: Storage, sockets: Sequence
     core.start()
     stopped = asyncio.create_task(_until_signal())
     runners: list[web.AppRunner] = []
-    housekeeping = asyncio.create_task(service.housekeep())
+    housekeeping = [asyncio.create_task(service.housekeep())]
+    if certificates is not None:
+        housekeeping.append(asyncio.create_task(certificates.follow()))
     try:
-        runners = await _serve_http(Server(service, token, about), unix_path, options.listen, about)
+        server = Server(service, access, about)
+        runners = await _serve_http(server, unix_path, options.listen, certificates, about)
         serving = [str(unix_path), *([about["listen"]] if about["listen"] else [])]
         log.info("receiving on %s, serving on %s", ", ".join(about["data"]), " and ".join(serving))
         await stopped
     finally:
-        housekeeping.cancel()
+        for task in housekeeping:
+            task.cancel()
         await asyncio.to_thread(core.stop)
         for runner in runners:
             await runner.cleanup()

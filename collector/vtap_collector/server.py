@@ -1,24 +1,22 @@
 """HTTP: the control channel for agents, and what the collector serves (docs/architecture.md).
 
-On the Unix socket the file's mode decides who may read; over TCP everything but /metrics and /healthz needs the token. Where a
-token is set, agents need it on both.
+Who may ask what is for `access` to say; every handler comes after its judgement.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
+from vtap_collector.access import Access, is_open
 from vtap_collector.announcements import TapName, parse_announcement, parse_node, parse_tap, parse_totals
 from vtap_collector.errors import CollectorError, Refused
 from vtap_collector.metrics import Exporter
@@ -36,49 +34,18 @@ MAX_REPLAYS = 8
 PUMP_BYTES = 256 << 10
 CLIENT_CHECK_SECONDS = 1.0
 PCAPNG = "application/x-pcapng"
-_OPEN_PATHS = frozenset({"/healthz", "/metrics"})
+RECHECK_SECONDS = 60.0
+"""How long a reader whose right was withdrawn goes on reading at most, beside what the judge remembers."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-class Token:
-    """The bearer token in a file, read again when the file changes, so that it can be rotated."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._stamp: tuple[int, int] | None = None
-        self._value = b""
-        self._refresh()
-
-    def _refresh(self) -> None:
-        try:
-            status = self._path.stat()
-            stamp = (status.st_mtime_ns, status.st_ino)
-            if stamp == self._stamp:
-                return
-            value = self._path.read_bytes().strip()
-        except OSError as error:
-            raise CollectorError(f"--token-file {self._path}: {error.strerror}") from None
-        if not value:
-            raise CollectorError(f"--token-file {self._path} is empty")
-        self._stamp, self._value = stamp, value
-
-    def admits(self, authorization: str) -> bool:
-        """Compares in constant time."""
-        try:
-            self._refresh()
-        except CollectorError as error:
-            log.warning("%s; the last token stays valid", error)
-        scheme, _space, given = authorization.partition(" ")
-        return hmac.compare_digest(given.strip().encode(errors="replace"), self._value) and scheme.lower() == "bearer"
 
 
 class Server:
     """The handlers, over one service."""
 
-    def __init__(self, service: Service, token: Token | None, about: dict[str, Any]) -> None:
+    def __init__(self, service: Service, access: Access, about: dict[str, Any]) -> None:
         self._service = service
-        self._token = token
+        self._access = access
         self._about = about
         self._exporter = Exporter(service.numbers)
         # A replay holds its thread for as long as its reader takes; the default executor is for what must not wait for readers.
@@ -105,14 +72,32 @@ class Server:
     def _authorize(self, trusted: bool) -> Any:
         @web.middleware
         async def authorize(request: web.Request, handler: Handler) -> web.StreamResponse:
-            reads = request.method in ("GET", "HEAD")
-            free = request.path in _OPEN_PATHS or (trusted and (reads or self._token is None))
-            given = request.headers.get("Authorization", "")
-            if not free and not (self._token is not None and self._token.admits(given)):
-                raise Refused("a valid bearer token is needed", 401)
-            return await handler(request)
+            tap = None if is_open(request) else _tap_of(request)
+            await self._access.check(request, tap, trusted)
+            withdrawn = asyncio.create_task(self._withdrawn(request, tap, trusted))
+            handling = asyncio.ensure_future(handler(request))
+            try:
+                await asyncio.wait((withdrawn, handling), return_when=asyncio.FIRST_COMPLETED)
+                if not handling.done() and request.transport is not None:
+                    log.info("a reader of %s may read no longer", tap or "all taps")
+                    request.transport.abort()  # the answer has begun: only an end without one tells that there is more
+                return await handling
+            finally:
+                for task in (withdrawn, handling):
+                    task.cancel()
+                await asyncio.wait((withdrawn, handling))
 
         return authorize
+
+    async def _withdrawn(self, request: web.Request, tap: TapName | None, trusted: bool) -> None:
+        """Ends when whoever asked would be refused by now. That nobody can say is no refusal."""
+        while True:
+            await asyncio.sleep(RECHECK_SECONDS)
+            try:
+                await self._access.check(request, tap, trusted)
+            except Refused as refused:
+                if refused.status in (401, 403):
+                    return
 
     # ---- the control channel ----
 

@@ -11,6 +11,7 @@ from aiohttp.test_utils import make_mocked_request
 
 from tests.unit.collector.core_library import idle_core
 from tests.unit.collector.test_storage import store
+from vtap_collector.access import TokenAccess
 from vtap_collector.registry import Registry
 from vtap_collector.server import Server
 from vtap_collector.service import Service
@@ -65,6 +66,6 @@ def test_a_reader_that_goes_while_files_are_opened_leaves_none_open(tmp_path: Pa
                 await asyncio.sleep(0.01)
 
     with idle_core(tmp_path) as core:
-        server = Server(Service(core, Registry(core, core.settings), disk, 0), None, {})
+        server = Server(Service(core, Registry(core, core.settings), disk, 0), TokenAccess(None), {})
         asyncio.run(go_while_opening(server))
     assert disk.opened == 3 and descriptors_below(tmp_path) == []

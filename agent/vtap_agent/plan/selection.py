@@ -16,8 +16,7 @@ from vtap_agent.plan.selectors import matches
 from vtap_agent.plan.slots import StreamName
 from vtap_agent.plan.verdicts import PointVerdict, TapVerdict
 from vtap_api import TapDestination, VirtualTap
-
-AVAILABLE_BACKENDS = frozenset({"Auto", "OVSMirror"})
+from vtap_api.refusals import destination_unusable, refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,31 +105,10 @@ def _refusal(
 ) -> tuple[str, str]:
     """(reason, sentence) why a tap cannot be had at all; the sentence is empty where it can."""
     wanted = tap.spec.destination_ref.name
-    field_path = "spec.destinationRef.name"
-    destination = destinations.get(wanted)
-    if destination is None:
-        known = ", ".join(sorted(destinations)) or "none"
-        sentence = f"{field_path}: there is no TapDestination {wanted!r} (there is: {known}); create it or name another"
-        return ("DestinationNotFound", sentence)
-    if not _namespace_allowed(destination, tap.metadata.namespace):
-        sentence = (
-            f"{field_path}: TapDestination {wanted!r} does not allow namespace {tap.metadata.namespace!r}; "
-            "ask its owner to extend spec.allowedNamespaces, or name another"
-        )
-        return ("DestinationNotAllowed", sentence)
-    if wanted not in resolved:
-        sentence = f"{field_path}: TapDestination {wanted!r} has no address that this agent can send to; give it one"
-        return ("DestinationUnusable", sentence)
-    if tap.spec.backend not in AVAILABLE_BACKENDS:
-        return ("BackendUnavailable", f"spec.backend: {tap.spec.backend} is not in this version; use Auto or OVSMirror")
-    return ("Accepted", "")
-
-
-def _namespace_allowed(destination: TapDestination, namespace: str) -> bool:
-    allowed = destination.spec.allowed_namespaces
-    if allowed.selector is None:
-        return allowed.from_ == "All"
-    return matches(allowed.selector, namespace_labels(namespace))
+    refused = refusal(tap, destinations, namespace_labels(tap.metadata.namespace))
+    if wanted in destinations and wanted not in resolved and (refused is None or refused.reason == "BackendUnavailable"):
+        refused = destination_unusable(wanted)
+    return ("Accepted", "") if refused is None else (refused.reason, refused.sentence)
 
 
 class _PointFinder:

@@ -1,0 +1,69 @@
+"""`python -m tests.e2e.cluster build | up NAME | down NAME | load IMAGE NAME | join NAME`; see docs/e2e.md."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.e2e.cluster import upstream
+from tests.e2e.cluster.cache import Cache, the_cache
+from tests.e2e.cluster.kubectl import Kubectl
+from tests.e2e.cluster.lifecycle import build, down, join_networks, load, up
+from tests.e2e.cluster.progress import say
+from vtap_lab.errors import LabError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = _arguments(argv)
+    started = time.monotonic()
+    try:
+        _perform(options, the_cache())
+    except LabError as error:
+        say(str(error))
+        return 1
+    say(f"{options.command}: done in {time.monotonic() - started:.1f} s")
+    return 0
+
+
+def _perform(options: argparse.Namespace, cache: Cache) -> None:
+    if options.command == "down":
+        down(cache, options.name)
+        return
+    if options.command == "up" and options.network == "upstream":
+        upstream.require()
+    built = build(cache)
+    if options.command == "up":
+        kubectl = up(built, options.name, options.network, options.kubeconfig)
+        print(f"export KUBECONFIG={kubectl.kubeconfig} PATH={cache.bin}:$PATH")
+    elif options.command == "load":
+        load(built, options.name, options.image)
+    elif options.command == "join":
+        join_networks(built.way, Kubectl(built.program("kubectl"), cache.kubeconfig(options.name)), options.network)
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.e2e.cluster", description="Real Kubernetes with Open vSwitch in its nodes"
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("build", help="build or fetch everything that clusters need")
+    creating = commands.add_parser("up", help="create a cluster")
+    joining = commands.add_parser("join", help="repair a cluster's networks after a node was restarted")
+    deleting = commands.add_parser("down", help="delete a cluster")
+    loading = commands.add_parser("load", help="bring a local image into a cluster's nodes")
+    loading.add_argument("image")
+    for command in (creating, joining, deleting, loading):
+        command.add_argument("name")
+    creating.add_argument("--kubeconfig", type=Path, help="where to write it; by default into the cache")
+    for command in (creating, joining):
+        command.add_argument(
+            "--network", choices=("local", "upstream"), default="local", help="who attaches pods to Open vSwitch"
+        )
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

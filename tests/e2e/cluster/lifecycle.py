@@ -1,0 +1,167 @@
+"""Clusters come and go: build, up, down, load."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import yaml
+
+from tests.e2e.cluster import ground, upstream
+from tests.e2e.cluster.binaries import build_command, build_kubernetes
+from tests.e2e.cluster.cache import CHECKOUT, Cache
+from tests.e2e.cluster.commands import ClusterError, run
+from tests.e2e.cluster.images import node_image, pods_image, save_image
+from tests.e2e.cluster.kubectl import Kubectl
+from tests.e2e.cluster.machine import provide_podman
+from tests.e2e.cluster.networks import Flavour, NodePlace, join_script, pod_conflist
+from tests.e2e.cluster.progress import say, step
+from tests.e2e.cluster.way import Way, choose_way
+
+_CREATE_TIMEOUT = 600.0
+_READY_TIMEOUT = 240.0
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a cluster is made of."""
+
+    cache: Cache
+    way: Way
+    node_image: str
+    pods_image: str
+
+    def program(self, name: str) -> str:
+        """The path of kind, kubectl or helm."""
+        return _program(self.cache, self.way, name)
+
+
+def build(cache: Cache) -> Built:
+    """Everything that clusters need; a second or two when it is all there."""
+    way = choose_way()
+    say(f"{way.reason}.")
+    if not way.is_public:
+        provide_podman()
+    for name in ("kind", "helm", "kubectl"):
+        _program(cache, way, name)
+    return Built(cache, way, node_image(cache, way), pods_image(cache, way))
+
+
+def up(built: Built, name: str, flavour: Flavour = "local", kubeconfig: Path | None = None) -> Kubectl:
+    """Create a cluster whose nodes are Ready and whose pods have both networks. On failure the cluster is left for a look."""
+    environment = _environment(built.cache, built.way)
+    own = kubeconfig or built.cache.kubeconfig(name)
+    configuration = built.cache.cluster(name) / "kind.yaml"
+    configuration.write_text(yaml.safe_dump(cluster_configuration(built.way)))
+    with step(f"creating cluster {name}"):
+        create = [
+            "create",
+            "cluster",
+            "--name",
+            name,
+            "--image",
+            built.node_image,
+            "--config",
+            configuration,
+            "--kubeconfig",
+            own,
+        ]
+        run([built.program("kind"), *create, "--retain", "--quiet"], timeout=_CREATE_TIMEOUT, env=environment)
+    if not built.way.is_public:
+        ground.start_forwarding(built.cache, name, _api_port(own))
+    kubectl = Kubectl(built.program("kubectl"), own)
+    with step("joining its networks"):
+        join_networks(built.way, kubectl, flavour)
+        kubectl.wait("condition=Ready", "nodes", "--all", timeout=_READY_TIMEOUT)
+    with step("waiting for its name server"):
+        kubectl.rollout("deployment/coredns", "kube-system", _READY_TIMEOUT)
+    if flavour == "upstream":
+        upstream.install(kubectl)
+    load(built, name, built.pods_image)
+    return kubectl
+
+
+def down(cache: Cache, name: str) -> None:
+    """Delete a cluster, or what is left of one. No error when there is none."""
+    way = _way_of_present(cache)
+    with step(f"deleting cluster {name}"):
+        delete = ["delete", "cluster", "--name", name, "--kubeconfig", cache.kubeconfig(name), "--quiet"]
+        run([_program(cache, way, "kind"), *delete], timeout=300, env=_environment(cache, way))
+        if not way.is_public:
+            ground.stop_forwarding(cache, name)
+            ground.clear()
+        shutil.rmtree(cache.root / "clusters" / name, ignore_errors=True)
+
+
+def load(built: Built, name: str, image: str) -> None:
+    """Bring an image from the runtime's store into every node of a cluster."""
+    archive = built.cache.cluster(name) / "image.tar"
+    with step(f"loading {image}"):
+        save_image(built.way, image, archive)
+        command = ["load", "image-archive", archive, "--name", name]
+        run([built.program("kind"), *command], timeout=600, env=_environment(built.cache, built.way))
+        archive.unlink()
+
+
+def join_networks(way: Way, kubectl: Kubectl, flavour: Flavour) -> None:
+    """The pod network, and Open vSwitch bridged between the nodes; run again it repairs what a node's restart undid."""
+    places = node_places(kubectl)
+    for place in places:
+        others = [other for other in places if other != place]
+        script = join_script(place, others, pod_conflist(place, flavour))
+        run([way.runtime, "exec", "-i", place.name, "sh", "-s"], stdin=script, timeout=120)
+        if flavour == "upstream":
+            run([way.runtime, "exec", "-i", place.name, "sh", "-s"], stdin=upstream.node_script(place), timeout=60)
+
+
+def node_places(kubectl: Kubectl) -> list[NodePlace]:
+    nodes = sorted(kubectl.list("nodes"), key=lambda node: node["metadata"]["name"])
+    return [
+        NodePlace(node["metadata"]["name"], _address(node), node["spec"]["podCIDR"], index) for index, node in enumerate(nodes)
+    ]
+
+
+def cluster_configuration(way: Way) -> dict[str, Any]:
+    """kind-config.yaml of the checkout with a pod network of our own, and what nodes of our own image need."""
+    configuration = cast("dict[str, Any]", yaml.safe_load((CHECKOUT / "kind-config.yaml").read_text()))
+    del configuration["name"]
+    configuration["networking"] = {"disableDefaultCNI": True, "kubeProxyMode": "nftables"}
+    if not way.is_public:
+        configuration["kubeadmConfigPatches"] = ["kind: KubeletConfiguration\ncgroupRoot: /\n"]
+    return configuration
+
+
+def _program(cache: Cache, way: Way, name: str) -> str:
+    if way.is_public and (present := shutil.which(name)):
+        return present
+    if name == "kubectl":
+        build_kubernetes(cache)
+        return str(cache.bin / name)
+    return str(build_command(cache, name))
+
+
+def _way_of_present(cache: Cache) -> Way:
+    """As clusters were made here: what is built here leaves its network namespace."""
+    del cache
+    return Way("podman", False, "") if ground.PATH.exists() else choose_way()
+
+
+def _environment(cache: Cache, way: Way) -> dict[str, str]:
+    if not way.is_public:
+        return ground.prepare(cache)
+    return {"KIND_EXPERIMENTAL_PROVIDER": way.runtime}
+
+
+def _api_port(kubeconfig: Path) -> int:
+    server = yaml.safe_load(kubeconfig.read_text())["clusters"][0]["cluster"]["server"]
+    port = urlsplit(server).port
+    if port is None:
+        raise ClusterError(f"{kubeconfig}: {server} has no port")
+    return port
+
+
+def _address(node: dict[str, Any]) -> str:
+    return next(one["address"] for one in node["status"]["addresses"] if one["type"] == "InternalIP")

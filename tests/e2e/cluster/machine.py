@@ -1,0 +1,61 @@
+"""What the machine itself has to have before images are built and nodes run on it with podman."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from tests.e2e.cluster.commands import ClusterError, run
+from tests.e2e.cluster.progress import step
+
+_PROGRAMS = {
+    "podman": "podman",
+    "buildah": "buildah",
+    "mmdebstrap": "mmdebstrap",
+    "gcc": "gcc",
+    "iptables": "iptables",
+    "nsenter": "util-linux",
+    "ip": "iproute2",
+}
+_FILES = {Path("/usr/lib/podman/netavark"): "netavark", Path("/usr/lib/podman/aardvark-dns"): "aardvark-dns"}
+_FILES_LIMIT = 20000
+_CONTAINERS_CONF = Path("/etc/containers/containers.conf")
+_CAP_SYS_RESOURCE = 24
+
+
+def provide_podman() -> None:
+    """Install what is missing, from the distribution's packages."""
+    missing = sorted(
+        {package for program, package in _PROGRAMS.items() if shutil.which(program) is None}
+        | {package for file, package in _FILES.items() if not file.exists()}
+    )
+    if missing:
+        _install(["libc6-dev", *missing])
+    _keep_limits()
+    Path("/lib/modules").mkdir(exist_ok=True)  # kind mounts it into every node.
+
+
+def _install(packages: list[str]) -> None:
+    if shutil.which("apt-get") is None:
+        raise ClusterError(f"these programs are needed and there is no apt-get to install them: {' '.join(packages)}")
+    with step(f"installing {' '.join(packages)}"):
+        environment = {"DEBIAN_FRONTEND": "noninteractive"}
+        run(["apt-get", "-qq", "update"], timeout=300)
+        run(["apt-get", "-qq", "install", "-y", "--no-install-recommends", *packages], timeout=900, env=environment)
+
+
+def _keep_limits() -> None:
+    """podman raises the limit of open files to a million, which root without CAP_SYS_RESOURCE may not."""
+    if _may_raise_limits() or (_CONTAINERS_CONF.exists() and "default_ulimits" in _CONTAINERS_CONF.read_text()):
+        return
+    _CONTAINERS_CONF.parent.mkdir(parents=True, exist_ok=True)
+    limits = f'default_ulimits=["nofile={_FILES_LIMIT}:{_FILES_LIMIT}","nproc=8192:8192"]'
+    if _CONTAINERS_CONF.exists() and "[containers]" in _CONTAINERS_CONF.read_text():
+        raise ClusterError(f"root has no CAP_SYS_RESOURCE here: add {limits} to [containers] in {_CONTAINERS_CONF}")
+    with _CONTAINERS_CONF.open("a") as file:
+        file.write(f"# Root lacks CAP_SYS_RESOURCE here.\n[containers]\n{limits}\n")
+
+
+def _may_raise_limits() -> bool:
+    effective = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff:"))
+    return bool(int(effective.split()[1], 16) >> _CAP_SYS_RESOURCE & 1)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vtap_cli import files, keys, ledger, packets, status
+from vtap_cli import daemons, files, keys, ledger, packets, status
 from vtap_cli.errors import CliError
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def _packets(options: argparse.Namespace) -> int:
         output=options.write,
         as_json=options.output == "json",
     )
-    return packets.run(request, options.run_dir)
+    return packets.run(request, daemons.collector(options.run_dir))
 
 
 def _status(options: argparse.Namespace) -> int:

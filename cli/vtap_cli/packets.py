@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from vtap_cli.daemons import collector, get_chunks
+from vtap_cli.daemons import Daemon, get_chunks
 from vtap_cli.errors import CliError
 from vtap_cli.tables import tap_name
 
@@ -62,13 +62,16 @@ class Request:
         return query
 
 
-def run(request: Request, run_dir: Path) -> int:
-    """Copy until the collector has no more, or until interrupted. Returns the exit status; raises CliError."""
+def run(request: Request, source: Daemon, until: float | None = None) -> int:
+    """Copy until the collector `source` has no more, it is `until` on the monotonic clock, or interrupted.
+
+    Returns the exit status; raises CliError.
+    """
     if request.display_filter or request.output is None:
         _require_tshark()
     if request.display_filter:
         _check_display_filter(request.display_filter)
-    chunks = get_chunks(collector(run_dir), "/v1/live" if request.live else "/v1/stored", request.query())
+    chunks = get_chunks(source, "/v1/live" if request.live else "/v1/stored", request.query(), until)
     first = next(chunks, b"")
     if request.output is not None and not request.display_filter:
         return _write(_again(first, chunks), request.output)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vtap_agent import state
 from vtap_agent.errors import TellUser
 from vtap_agent.plan.dataplane import NodeCounters, PointCounters
-from vtap_agent.plan.slots import SlotTable, StreamName, allocate
+from vtap_agent.plan.slots import Assignment, SlotTable, StreamName, allocate
 from vtap_agent.plan.streams import StreamId
 from vtap_agent.report.announcer import Totals
 from vtap_agent.report.ledger import Row, attribute_pair_drops, close
@@ -20,6 +20,15 @@ SETTLE = 1.0
 """Seconds between a stream's last feeding and its last reading: what was in the pair has left by then."""
 LAST_WORD = 30.0
 """Seconds that totals of a closed stream are still told to its collector."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Rows, and what they were made of."""
+
+    state: state.AgentState
+    counters: NodeCounters
+    rows: tuple[Row, ...]
 
 
 class Accounts:
@@ -39,6 +48,7 @@ class Accounts:
         self._unfed_since: dict[StreamName, float] = {}
         self._closed_at: dict[StreamId, float] = {}
         self._pair_seen = 0
+        self._last_rows: _Rows | None = None
 
     @property
     def slots(self) -> SlotTable:
@@ -58,8 +68,11 @@ class Accounts:
 
     def confirm(self, streams: Iterable[StreamId]) -> None:
         """Remember what collectors have acknowledged of the streams that there are."""
+        streams = frozenset(streams)
+        if streams <= self._state.confirmed:
+            return
         live = {self._id(name) for name in self._state.slots.assigned}
-        confirmed = self._state.confirmed | (live & frozenset(streams))
+        confirmed = self._state.confirmed | (live & streams)
         if confirmed != self._state.confirmed:
             self._save(replace(self._state, confirmed=confirmed))
 
@@ -136,21 +149,18 @@ class Accounts:
         assigned = self._state.slots.assigned
         points = {assigned[name].slot: counters.points.get(assigned[name].slot, PointCounters()) for name in names}
         explained = attribute_pair_drops(points, pair_dropped)
-        return tuple(
-            Row(
-                self._first_key + assigned[name].slot,
-                assigned[name].incarnation,
-                name.point,
-                name.destination,
-                explained[assigned[name].slot],
-                name.announced,
-            )
-            for name in names
-        )
+        return tuple(self._row(name, assigned[name], explained[assigned[name].slot]) for name in names)
+
+    def _row(self, name: StreamName, assignment: Assignment, counters: PointCounters) -> Row:
+        key = self._first_key + assignment.slot
+        return Row(key, assignment.incarnation, name.point, name.destination, counters, name.announced)
 
     def rows(self, counters: NodeCounters) -> tuple[Row, ...]:
-        """Live and closed rows."""
-        return (*self.live_rows(counters), *self._state.closed)
+        """Live and closed rows. The very same as last time where nothing has moved."""
+        last = self._last_rows
+        if last is None or last.state is not self._state or last.counters != counters:
+            last = self._last_rows = _Rows(self._state, counters, (*self.live_rows(counters), *self._state.closed))
+        return last.rows
 
     def totals(self, rows: Iterable[Row]) -> Mapping[StreamId, Totals]:
         """What has left of every stream that its collector may still ask about: live, or closed lately."""

@@ -25,12 +25,13 @@ from vtap_agent.events import Mailbox
 from vtap_agent.inventory import Observer
 from vtap_agent.lease import Lease
 from vtap_agent.pipeline import Pipeline, PipelineStep
-from vtap_agent.plan.assembly import Plan, assemble
+from vtap_agent.plan.assembly import Announced, Plan, assemble
 from vtap_agent.plan.dataplane import DataPlane, MirrorKey, NodeCounters
 from vtap_agent.plan.inventory_model import Inventory
 from vtap_agent.plan.mirror_health import unhealthy
 from vtap_agent.plan.mirrors import MirrorStep
-from vtap_agent.plan.selection import Desired, remotes, select
+from vtap_agent.plan.selection import Desired, Selection, remotes, select
+from vtap_agent.plan.slots import SlotTable
 from vtap_agent.plan.steadiness import vanished, with_interfaces, with_switch
 from vtap_agent.plan.steps import Phase, ordered
 from vtap_agent.plan.verdicts import TapVerdict
@@ -89,6 +90,8 @@ class View:
 
     counters: NodeCounters = field(default_factory=lambda: NodeCounters({}, {}, 0))
     rows: tuple[Row, ...] = ()
+    read_at: float = field(default_factory=time.monotonic)
+    """When counters and rows were read, in seconds of a monotonic clock."""
     rates: Mapping[str, Rate] = field(default_factory=dict[str, Rate])
     """By incarnation."""
     statuses: tuple[TapStatus, ...] = ()
@@ -97,6 +100,21 @@ class View:
     files_refused: int = 0
     map_bytes: int = 0
     purges: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """A plan, and what it was made of: made of the same it would be the same."""
+
+    desired: Desired
+    inventory: Inventory
+    slots: SlotTable
+    confirmed: Announced
+    selection: Selection
+    unrefused: Plan
+    """As if Open vSwitch could make every mirror."""
+    refused: Mapping[MirrorKey, str]
+    plan: Plan
 
 
 class Loop:
@@ -116,6 +134,9 @@ class Loop:
         self._source_problems: tuple[str, ...] = ()
         self._inventory_problems: tuple[str, ...] = ()
         self._last_seen: Inventory | None = None
+        self._planned: _Planned | None = None
+        self._reported: tuple[Row, ...] | None = None
+        self._said: tuple[Observations, tuple[TapVerdict, ...]] | None = None
         self._blinking: Mapping[str, float] = {}
         self._maps_changed = True
         self._changed_at = self._health_at = -math.inf
@@ -136,7 +157,13 @@ class Loop:
             map_bytes=view.map_bytes,
             purges=view.purges,
             files_refused=view.files_refused,
+            age=max(0.0, time.monotonic() - view.read_at),
         )
+
+    def refresh(self) -> None:
+        """Read the counters now, for the next `reading`; call it on the loop's thread."""
+        rows, counters = self.ledger()
+        self.view = replace(self.view, counters=counters, rows=rows, read_at=time.monotonic())
 
     def ledger(self) -> tuple[tuple[Row, ...], NodeCounters]:
         """Rows and counters, read now; call it on the loop's thread."""
@@ -212,9 +239,9 @@ class Loop:
         inventory = self._last_seen = self._steadied(inventory)
         plan = self._plan(desired, inventory)
         self._begin(plan)
-        self._apply(plan.dataplane)
+        changed = self._apply(plan.dataplane)
         parts.accounts.unfed()
-        self._unverified = self._verify(plan.dataplane)
+        self._unverified = self._verify(plan.dataplane, changed=changed)
 
     def _converge_without_switch(self, desired: Desired, inventory: Inventory) -> NoReturn:
         """Copies of taps that are gone end at once all the same, and edits reach the copies that there are. Raises Wait."""
@@ -243,23 +270,51 @@ class Loop:
 
     def _plan(self, desired: Desired, inventory: Inventory) -> Plan:
         parts = self._parts
-        selection = select(desired, inventory)
-        parts.accounts.admit(candidate.stream for candidate in selection.candidates)
         for answer in parts.announcer.acknowledgements().values():
             parts.accounts.confirm(answer.streams)
-        arguments = (selection, parts.accounts.slots, self._first_key, parts.accounts.confirmed, inventory)
-        plan = assemble(*arguments)
-        refused = parts.mirrors.refusals(plan.dataplane) if inventory.switch.reachable else {}
-        return assemble(*arguments, refused) if refused else plan
+        known = self._planned
+        if known is None or not self._still_holds(known, desired, inventory):
+            known = self._planned_anew(desired, inventory)
+        refused = parts.mirrors.refusals(known.unrefused.dataplane) if inventory.switch.reachable else {}
+        if refused != known.refused:
+            plan = self._assemble(known.selection, inventory, refused) if refused else known.unrefused
+            known = replace(known, refused=refused, plan=plan)
+        self._planned = known
+        return known.plan
 
-    def _apply(self, wanted: DataPlane) -> None:
-        """Every step in the order of its phase; those of the mirrors together, in one transaction, at their place in it."""
+    def _still_holds(self, known: _Planned, desired: Desired, inventory: Inventory) -> bool:
+        accounts = self._parts.accounts
+        return (
+            known.desired is desired
+            and known.slots is accounts.slots
+            and known.confirmed == accounts.confirmed
+            and known.inventory == inventory
+        )
+
+    def _planned_anew(self, desired: Desired, inventory: Inventory) -> _Planned:
+        accounts = self._parts.accounts
+        selection = select(desired, inventory)
+        accounts.admit(candidate.stream for candidate in selection.candidates)
+        plan = self._assemble(selection, inventory)
+        return _Planned(desired, inventory, accounts.slots, accounts.confirmed, selection, plan, {}, plan)
+
+    def _assemble(self, selection: Selection, inventory: Inventory, refused: Mapping[MirrorKey, str] | None = None) -> Plan:
+        accounts = self._parts.accounts
+        return assemble(selection, accounts.slots, self._first_key, accounts.confirmed, inventory, refused)
+
+    def _apply(self, wanted: DataPlane) -> bool:
+        """Every step in the order of its phase; those of the mirrors together, in one transaction, at their place in it.
+
+        False where there was none to do.
+        """
         parts = self._parts
         for key in wanted.mirrors:
             parts.pipeline.ensure_tap_port(key)
-        self._apply_steps([*self._pipeline_steps(wanted), *parts.mirrors.plan(wanted)])
+        steps = [*self._pipeline_steps(wanted), *parts.mirrors.plan(wanted)]
+        self._apply_steps(steps)
         for key in parts.pipeline.tap_ports() - wanted.mirrors.keys():
             parts.pipeline.remove_tap_port(key)
+        return bool(steps)
 
     def _pipeline_steps(self, wanted: DataPlane) -> list[PipelineStep]:
         pipeline = self._parts.pipeline
@@ -283,9 +338,9 @@ class Loop:
                     self._parts.pipeline.apply(step)
         self.metrics.steps.labels(phase.name.lower()).inc(len(steps))
 
-    def _verify(self, wanted: DataPlane) -> tuple[str, ...]:
-        """Look again: what still differs from what is wanted."""
-        left = [f"still to do: {step}" for step in self._pipeline_steps(wanted)]
+    def _verify(self, wanted: DataPlane, *, changed: bool) -> tuple[str, ...]:
+        """Look again where something was changed: what still differs from what is wanted."""
+        left = [f"still to do: {step}" for step in self._pipeline_steps(wanted)] if changed else []
         return (*left, *self._parts.mirrors.verify(wanted))
 
     def remove_everything(self) -> None:
@@ -322,7 +377,9 @@ class Loop:
         counters = self._counters()
         rows = parts.accounts.rows(counters)
         self._take_view(counters, rows)
-        parts.announcer.report(parts.accounts.totals(rows))
+        if rows is not self._reported:
+            parts.announcer.report(parts.accounts.totals(rows))
+            self._reported = rows
         if parts.accounts.due():
             parts.accounts.settle(counters)
             parts.mailbox.changed()
@@ -346,6 +403,7 @@ class Loop:
             self.view,
             counters=counters,
             rows=rows,
+            read_at=self._sample.at,
             rates=rates(before, self._sample),
             map_bytes=map_bytes,
             purges=parts.mirrors.purges,
@@ -361,9 +419,15 @@ class Loop:
             collector_problems={name: answer.problem for name, answer in answers.items() if answer.problem},
             confirming=frozenset(name for name, answer in answers.items() if answer.streams and not answer.problem),
         )
+        said = (observations, self._verdicts)
+        if said == self._said:
+            statuses = self.view.statuses
+        else:
+            statuses = tuple(tap_status(verdict, observations) for verdict in self._verdicts)
+        self._said = said
         self.view = replace(
             self.view,
-            statuses=tuple(tap_status(verdict, observations) for verdict in self._verdicts),
+            statuses=statuses,
             problems=(*self._source_problems, *self._inventory_problems),
             files_refused=len(self._source_problems),
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import sys
 from collections.abc import Iterator
 from ctypes import byref, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p, create_string_buffer, sizeof
 from dataclasses import dataclass
@@ -27,6 +28,12 @@ BPF_TCX_INGRESS = 46
 BPF_TC_INGRESS = 1
 BPF_TC_F_REPLACE = 1
 LOG_LINES = 20
+ENOTSUPP = 524
+"""The kernel's own number for what a type of map cannot do; no errno of user space."""
+BATCH = 4096
+"""Entries that are read at once of a map of any size."""
+_Bytes = ctypes.Array[ctypes.c_char]
+_NO_BATCH = frozenset({errno.EINVAL, errno.EOPNOTSUPP, ENOTSUPP})
 
 
 class BpfError(OSError):
@@ -211,6 +218,16 @@ def possible_cpus() -> int:
     return _checked(_lib().libbpf_num_possible_cpus(), "count CPUs")
 
 
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Entries of a map, and where those after them begin."""
+
+    keys: bytes
+    values: bytes
+    position: bytes
+    is_last: bool
+
+
 class Map:
     """A map by descriptor. Keys and values are bytes; a per-CPU value is all CPUs' values, each rounded up to 8 bytes."""
 
@@ -229,6 +246,8 @@ class Map:
         copies = possible_cpus() if self.type in PER_CPU_TYPES else 1
         self._buffer = create_string_buffer(self.stride * copies)
         self._next = create_string_buffer(self.key_size)
+        self._room: tuple[int, _Bytes, _Bytes, _Bytes] | None = None
+        self._batches = True
 
     def close(self) -> None:
         os.close(self.fd)
@@ -258,16 +277,63 @@ class Map:
             raise BpfError(ctypes.get_errno(), f"walk map {self.name}: {os.strerror(ctypes.get_errno())}")
 
     def values(self) -> list[bytes]:
-        """All values of an array in one call, in the order of their indices; all CPUs' of a per-CPU array together."""
-        size = len(self._buffer) if self.type in PER_CPU_TYPES else self.value_size
-        keys = create_string_buffer(self.key_size * self.max_entries)
-        values = create_string_buffer(size * self.max_entries)
-        count, position = c_uint32(self.max_entries), c_uint32()
-        result = _lib().bpf_map_lookup_batch(self.fd, None, byref(position), keys, values, byref(count), None)
-        if result < 0 and ctypes.get_errno() != errno.ENOENT:
-            _checked(result, f"read map {self.name}")
-        raw = values.raw
-        return [raw[i * size : (i + 1) * size] for i in range(count.value)]
+        """All values of an array, in the order of their indices; all CPUs' of a per-CPU array together."""
+        raw, size = self.read(0, self.max_entries), self.entry_size
+        return [raw[i : i + size] for i in range(0, len(raw), size)]
+
+    @property
+    def entry_size(self) -> int:
+        """Bytes of one entry's value as `read` returns it: all CPUs' of a per-CPU map together."""
+        return len(self._buffer) if self.type in PER_CPU_TYPES else self.value_size
+
+    def read(self, first: int, count: int) -> bytes:
+        """Values of `count` entries of an array from index `first` on, one behind the other; in one call where the kernel can."""
+        if self._batches:
+            before = (first - 1).to_bytes(4, sys.byteorder) if first else None
+            found = self._batch(before, count)
+            if found is not None:
+                return found.values
+        return b"".join(self.lookup(index.to_bytes(4, sys.byteorder)) or b"" for index in range(first, first + count))
+
+    def content(self) -> tuple[bytes, bytes]:
+        """All keys and all values, each one behind the other in the same order, as long as nobody else writes meanwhile."""
+        parts: list[_Batch] = []
+        position: bytes | None = None
+        while self._batches:
+            found = self._batch(position, min(self.max_entries, BATCH))
+            if found is None:
+                break
+            parts.append(found)
+            if found.is_last:
+                return b"".join(part.keys for part in parts), b"".join(part.values for part in parts)
+            position = found.position
+        entries = [(key, value) for key in list(self.walk()) if (value := self.lookup(key)) is not None]
+        return b"".join(key for key, _ in entries), b"".join(value for _, value in entries)
+
+    def _batch(self, after: bytes | None, count: int) -> _Batch | None:
+        """BPF_MAP_LOOKUP_BATCH (Linux 5.6, per-CPU arrays 5.13); None where this kernel has none for this type of map."""
+        if self._room is None or self._room[0] < count:
+            self._room = (
+                count,
+                create_string_buffer(self.key_size * count),
+                create_string_buffer(self.entry_size * count),
+                create_string_buffer(max(4, self.key_size)),
+            )
+        _, keys, values, position = self._room
+        found = c_uint32(count)
+        result = _lib().bpf_map_lookup_batch(self.fd, after, position, keys, values, byref(found), None)
+        number = ctypes.get_errno() if result < 0 else 0
+        if number in _NO_BATCH:
+            self._batches = False
+            return None
+        if number not in (0, errno.ENOENT):
+            raise BpfError(number, f"read map {self.name}: {os.strerror(number)}")
+        return _Batch(
+            ctypes.string_at(keys, found.value * self.key_size),
+            ctypes.string_at(values, found.value * self.entry_size),
+            position.raw,
+            is_last=number != 0,
+        )
 
     def kernel_bytes(self) -> int:
         """What the kernel charges for it, by the map's fdinfo."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import os
+import json
 import re
 import socket
 import time
@@ -12,13 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ovs.jsonrpc
-import ovs.poller
-import ovs.stream
-
 from vtap_agent.errors import Retry, Wait
 
 TIMEOUT = 5.0
+_ID = 0
+"""Of the one request on a connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +64,20 @@ class Vswitchd:
         if pid is None:
             raise Wait(f"ovs-vswitchd does not run: there is no pid file in {self._run_dir}")
         deadline = time.monotonic() + self._timeout
-        code, stream = ovs.stream.Stream.open_block(
-            ovs.stream.Stream.open(f"unix:{self._socket(pid)}"), timeout=int(self._timeout * 1000)
-        )
-        if code:
-            raise Wait(f"ovs-vswitchd does not run: {os.strerror(code)} at {self._socket(pid)}")
-        connection = ovs.jsonrpc.Connection(stream)
-        try:
-            return self._exchange(connection, command, list(arguments), deadline)
-        finally:
-            connection.close()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(self._timeout)
+            try:
+                connection.connect(str(self._socket(pid)))
+                answer = _exchange(connection, command, list(arguments), deadline)
+            except TimeoutError as error:
+                raise Retry(f"ovs-vswitchd did not answer {command} within {self._timeout:g} s") from error
+            except OSError as error:
+                raise Wait(f"ovs-vswitchd does not run: {error.strerror or error} at {self._socket(pid)}") from error
+        if answer is None:
+            raise Wait(f"ovs-vswitchd ended while it ran {command}")
+        if answer.get("error") is not None:
+            raise Retry(f"ovs-vswitchd refused {command}: {str(answer['error']).strip()}")
+        return str(answer.get("result", ""))
 
     def purge_flows(self) -> None:
         """Forget every flow of every datapath, so that each is translated anew by its next packet. Everybody's flows."""
@@ -92,27 +94,26 @@ class Vswitchd:
     def _socket(self, pid: int) -> Path:
         return self._run_dir / f"ovs-vswitchd.{pid}.ctl"
 
-    def _exchange(self, connection: Any, command: str, arguments: list[str], deadline: float) -> str:
-        request = ovs.jsonrpc.Message.create_request(command, arguments)
-        request_id = request.id
-        connection.send(request)
-        while True:
-            connection.run()
-            code, reply = connection.recv()
-            if code == 0 and reply.id == request_id:
-                if reply.error is not None:
-                    raise Retry(f"ovs-vswitchd refused {command}: {str(reply.error).strip()}")
-                return str(reply.result)
-            if code not in (0, errno.EAGAIN):
-                raise Wait(f"ovs-vswitchd ended while it ran {command}")
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise Retry(f"ovs-vswitchd did not answer {command} within {self._timeout:g} s")
-            poller = ovs.poller.Poller()
-            connection.wait(poller)
-            connection.recv_wait(poller)
-            poller.timer_wait(int(left * 1000) + 1)
-            poller.block()
+
+def _exchange(connection: socket.socket, command: str, arguments: list[str], deadline: float) -> Mapping[str, Any] | None:
+    """The answer to a JSON-RPC request (RFC 7047, section 4), None where the other end closes first. Raises OSError."""
+    connection.sendall(json.dumps({"id": _ID, "method": command, "params": arguments}).encode())
+    received = b""
+    while True:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        connection.settimeout(left)
+        part = connection.recv(1 << 16)
+        if not part:
+            return None
+        received += part
+        # An answer is one object; only a byte that could end it makes trying worth while.
+        if part.rstrip().endswith(b"}"):
+            try:
+                return json.loads(received)
+            except ValueError:
+                continue
 
 
 def is_listening(path: Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from vtap_agent.errors import TellUser
 from vtap_agent.pipeline import encode
@@ -33,6 +34,7 @@ from vtap_agent.plan.dataplane import (
     DataPlane,
     Direction,
     MirrorKey,
+    TapPoint,
 )
 from vtap_agent.plan.steps import ordered
 
@@ -126,8 +128,15 @@ def _source_steps(observed: frozenset[Selection], desired: frozenset[Selection])
     return steps
 
 
+@lru_cache(maxsize=2)
+def _point_values(points: tuple[TapPoint, ...], destinations: tuple[tuple[str, int], ...]) -> dict[int, tuple[str, bytes]]:
+    """(name, value) by slot; most passes ask for those of the last."""
+    indices = dict(destinations)
+    return {point.slot: (str(point.name), encode.point(point, indices)) for point in points}
+
+
 def _point_steps(observed: Observed, desired: DataPlane, destinations: Mapping[str, int]) -> list[PipelineStep]:
-    wanted = {point.slot: (str(point.name), encode.point(point, destinations)) for point in desired.points}
+    wanted = _point_values(desired.points, tuple(sorted(destinations.items())))
     steps: list[PipelineStep] = [
         PutPoint(slot, name, value) for slot, (name, value) in wanted.items() if observed.points.get(slot) != value
     ]

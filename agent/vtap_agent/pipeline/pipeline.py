@@ -10,7 +10,7 @@ from vtap_agent.drivers import links
 from vtap_agent.drivers.libbpf import possible_cpus
 from vtap_agent.errors import Retry
 from vtap_agent.pipeline import devices, encode, layout
-from vtap_agent.pipeline.counters import point_counters
+from vtap_agent.pipeline.counters import SlotCounters
 from vtap_agent.pipeline.diff import Observed, diff, receivers
 from vtap_agent.pipeline.kernel import ZERO, Kernel, destroy_pins, tickets_per_cpu, unmount_bpffs, word
 from vtap_agent.pipeline.steps import (
@@ -42,6 +42,9 @@ class Pipeline:
         self._root = root
         self._node = node
         self._kernel = kernel
+        self._counters = SlotCounters(kernel)
+        self._points_raw = b""
+        self._points: dict[int, bytes] = {}
         self._peer_sets = self._read_peer_sets()
         self._slots = set(self._read_points())
 
@@ -274,7 +277,12 @@ class Pipeline:
         return {index: self._kernel.inner(outer, index)[ZERO] for index in self._kernel.occupied(outer)}
 
     def _read_points(self) -> dict[int, bytes]:
-        return {slot: value for slot, value in enumerate(self._kernel.maps["points"].values()) if value[0]}
+        points = self._kernel.maps["points"]
+        raw, size = points.read(0, points.max_entries), points.entry_size
+        if raw != self._points_raw:
+            self._points_raw = raw
+            self._points = {at // size: raw[at : at + size] for at in range(0, len(raw), size) if raw[at]}
+        return self._points
 
     def _read_peer_sets(self) -> dict[int, int]:
         sizes: dict[int, int] = {}
@@ -303,7 +311,7 @@ class Pipeline:
         for index, key in self._tap_ports().items():
             values = [encode.decode(layout.PortCounters, raw) for raw in kernel.per_cpu("ports", word(index))]
             unattributed[key] = sum(value.unattributed for value in values)
-        points = {slot: point_counters(kernel, slot) for slot in sorted(self._slots.union(slots))}
+        points = self._counters.read(self._slots.union(slots))
         return NodeCounters(points=points, unattributed=unattributed, pair_dropped=devices.pair_dropped(self._node))
 
     def stale(self) -> int:

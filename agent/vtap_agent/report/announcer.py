@@ -61,6 +61,7 @@ class Announcer:
         self._on_change = on_change
         self._workers: dict[str, _Worker] = {}
         self._urls: dict[str, str] = {}
+        self._totals: Mapping[StreamId, Totals] = {}
 
     def submit(self, wanted: Mapping[str, StreamSet], leaving: frozenset[StreamId] = frozenset()) -> None:
         """Make `wanted` (by destination) known. Returns at once; `on_change` is called when an answer changes something.
@@ -78,10 +79,12 @@ class Announcer:
             worker = self._workers.get(url)
             if worker is None or not worker.submit(streams, leaving):
                 worker = self._workers[url] = _Worker(self._node, streams, self._on_change)
+                worker.report(self._totals)
                 worker.start()
 
     def report(self, totals: Mapping[StreamId, Totals]) -> None:
-        """The newest totals of all streams, including those that ended lately."""
+        """The newest totals of all streams, including those that ended lately. They hold until the next call."""
+        self._totals = totals
         for worker in list(self._workers.values()):
             worker.report(totals)
 

@@ -36,6 +36,8 @@ def attribute_pair_drops(points: Mapping[int, PointCounters], pair_dropped: int)
     so drops are given out up to that deficit, in slot order. What the device did not count stays unexplained: it shows up as
     unaccounted, which is the point of counting on both sides.
     """
+    if pair_dropped == 0:
+        return dict(points)
     left = pair_dropped
     result: dict[int, PointCounters] = {}
     for slot, counters in sorted(points.items()):

@@ -29,6 +29,8 @@ class Reading:
     map_bytes: int = 0
     purges: int = 0
     files_refused: int = 0
+    age: float = 0.0
+    """Seconds since rows and counters were read."""
 
 
 class AgentMetrics:
@@ -130,6 +132,7 @@ def _node_metrics(reading: Reading) -> Iterable[Metric]:
         "vtap_pair_dropped_packets", "Segments dropped between pick and send", value=reading.counters.pair_dropped
     )
     yield CounterMetricFamily("vtap_ovs_purges", "Times all flows of vswitchd were revalidated", value=reading.purges)
+    yield GaugeMetricFamily("vtap_agent_reading_age_seconds", "Since the counters shown were read", value=reading.age)
     yield GaugeMetricFamily("vtap_map_bytes", "Memory of the eBPF maps", value=reading.map_bytes)
     yield GaugeMetricFamily("vtap_files_refused", "Files whose last content was refused", value=reading.files_refused)
 

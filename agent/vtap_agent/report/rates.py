@@ -35,6 +35,9 @@ class Rate:
         }
 
 
+_STILL = Rate(0.0, 0.0, 0.0, 0.0)
+
+
 def rates(before: Sample, now: Sample) -> Mapping[str, Rate]:
     """By incarnation, of the streams that both samples know and that still run."""
     seconds = now.at - before.at
@@ -50,6 +53,8 @@ def rates(before: Sample, now: Sample) -> Mapping[str, Rate]:
 
 def _rate(before: Row, now: Row, seconds: float) -> Rate:
     old, new = before.counters, now.counters
+    if old is new:
+        return _STILL
     return Rate(
         seen_packets=(new.seen - old.seen) / seconds,
         seen_bits=(new.seen_bytes - old.seen_bytes) * 8 / seconds,

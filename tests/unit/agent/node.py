@@ -88,6 +88,7 @@ class MemoryMirrors:
     def __init__(self) -> None:
         self.has: Mapping[MirrorKey, Any] = {}
         self.away = False
+        self.refused: Mapping[MirrorKey, str] = {}
         self.health: Mapping[MirrorKey, MirrorHealth] = {}
 
     def _look(self) -> None:
@@ -98,9 +99,9 @@ class MemoryMirrors:
         self._look()
         return () if wanted.mirrors == self.has else (Mirrored("br0", wanted.mirrors),)
 
-    def refusals(self, _wanted: DataPlane) -> dict[MirrorKey, str]:
+    def refusals(self, wanted: DataPlane) -> dict[MirrorKey, str]:
         self._look()
-        return {}
+        return {key: self.refused[key] for key in wanted.mirrors if key in self.refused}
 
     def apply(self, steps: Iterable[object]) -> None:
         for step in steps:
@@ -174,6 +175,11 @@ class Node:
         """(tap, pod) of every point that the pipeline feeds."""
         fed = {slot for source in self.pipeline.has.sources for slot in source.slots}
         return {(point.name.tap_name, point.name.pod_name) for point in self.pipeline.has.points if point.slot in fed}
+
+    def passes(self) -> float:
+        """That have come to their end, however."""
+        metric = next(iter(self.loop.metrics.passes.collect()))
+        return sum(sample.value for sample in metric.samples if sample.name.endswith("_total"))
 
     def condition(self, tap: str, kind: str) -> tuple[str, str, str]:
         """(status, reason, message); empty texts where there is no such tap."""

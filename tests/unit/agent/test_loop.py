@@ -15,7 +15,7 @@ from tests.unit.agent.waiting import eventually
 from tests.unit.plan.test_planning import tap
 from vtap_agent import loop as module
 from vtap_agent.errors import Retry
-from vtap_agent.plan.dataplane import Direction, MirrorKey
+from vtap_agent.plan.dataplane import Direction, MirrorKey, PointCounters
 from vtap_agent.plan.mirror_health import MirrorHealth, MirrorState
 
 BOTH_PODS = {("web", "web-1"), ("web", "web-2")}
@@ -154,3 +154,47 @@ def test_an_unhealthy_mirror_is_said_of_the_taps_it_feeds(node: Node) -> None:
     assert programmed(node, "out")
     node.mirrors.health = {}
     eventually(lambda: programmed(node, "in"))
+
+
+def test_a_mirror_that_cannot_be_had_is_refused_for_good_and_not_tried_each_pass(node: Node) -> None:
+    ingress = MirrorKey("br0", Direction.INGRESS)
+    node.mirrors.refused = {ingress: "the bridge is full of mirrors"}
+    node.want(tap("in", direction="Ingress"), tap("out", direction="Egress"))
+    eventually(lambda: programmed(node, "out"))
+    assert "the bridge is full" in node.condition("in", "Programmed")[2]
+    for _ in range(3):
+        passes = node.passes()
+        node.mailbox.changed()
+        eventually(lambda passes=passes: node.passes() > passes)
+        assert ingress not in node.mirrors.has and "the bridge is full" in node.condition("in", "Programmed")[2]
+    node.mirrors.refused = {}
+    node.mailbox.changed()
+    eventually(lambda: programmed(node, "in") and ingress in node.mirrors.has)
+
+
+def test_a_pass_without_news_plans_nothing_anew_and_still_puts_right_what_others_changed(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.want(tap())
+    eventually(lambda: programmed(node) and not node.loop._mirror_problems)
+    made: list[object] = []
+    monkeypatch.setattr(module, "select", lambda *arguments: made.append(arguments))
+    node.pipeline.has = replace(node.pipeline.has, sources=())
+    node.mirrors.has = {}
+    node.mailbox.changed()
+    eventually(lambda: node.copied() == BOTH_PODS and node.mirrors.has != {})
+    assert made == []
+
+
+def test_a_scrape_shows_what_has_happened_since_the_last_tick(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    node.want(tap(direction="Egress"))
+    eventually(lambda: programmed(node))
+    monkeypatch.setattr(module, "TICK", 3600.0)
+    ticks = node.mailbox.call(lambda: node.loop.view.read_at)
+    for seen in (3, 8):
+        node.pipeline.points = dict.fromkeys(node.accounts.used_slots(), PointCounters(seen=seen))
+        node.mailbox.call(node.loop.refresh)
+        assert f'fate="seen",interface="eth0",pod="web-1",pod_namespace="shop",tap="web",tap_namespace="shop"}} {seen}.0' in (
+            node.loop.metrics.render().decode()
+        )
+    assert node.loop.view.read_at > ticks

@@ -126,6 +126,14 @@ def test_a_stream_that_ends_gets_its_last_word_before_it_is_withdrawn(
     assert collector.totals[1] == 9
 
 
+def test_a_collector_that_is_new_hears_how_far_streams_are_that_rest(
+    announcer: Announcer, collector: Collector, token: str
+) -> None:
+    announcer.report({stream(1).id: Totals(7, 7)})
+    announcer.submit(wanted(collector.url, token, 1))
+    eventually(lambda: collector.totals == {1: 7})
+
+
 def test_a_wrong_token_is_said_in_a_sentence(announcer: Announcer, collector: Collector, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong"
     wrong.write_text("guess")

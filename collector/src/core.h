@@ -287,6 +287,8 @@ void table_remove(struct vtc_collector *collector, struct stream *stream);
 
 void ingest(struct vtc_collector *collector, enum vtc_source kind, const uint8_t address[16], const uint8_t *payload, size_t length);
 void ingest_tick(struct vtc_collector *collector);
+/* Of a stream that is no longer open: what its totals tell and never came is lost. */
+void ingest_last_word(struct vtc_collector *collector, struct stream_state *state);
 void ingest_flush(struct vtc_collector *collector, uint64_t older_than_ns);
 void ingest_end_section(struct vtc_collector *collector, struct tap *tap);
 void ingest_overflow(struct vtc_collector *collector, uint64_t drops);
@@ -299,6 +301,8 @@ uint64_t ring_new_drops(int fd);
 /* `packet` starts with the IP header of a packet that fits the ring's rule, but for lengths and checksum, which are checked here. */
 bool ring_unwrap(const uint8_t *packet, size_t length, uint8_t address[16], const uint8_t **payload, size_t *payload_length);
 void *receive_run(void *collector);
+/* What the thread does in one pass, for a collector without threads. False where a source has more. */
+bool receive_pass(struct vtc_collector *collector);
 void receive_close(struct vtc_collector *collector);
 
 void writer_push(struct vtc_collector *collector, struct chunk *chunk);

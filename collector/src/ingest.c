@@ -125,7 +125,7 @@ void ingest_overflow(struct vtc_collector *collector, uint64_t drops)
     collector->pool_ns = collector->now_ns;
 }
 
-static void count_lost(struct vtc_collector *collector, struct stream *stream, uint64_t lost)
+static void count_lost(struct vtc_collector *collector, struct stream_state *state, uint64_t lost)
 {
     if (!collector->drops_fresh) {
         ingest_overflow(collector, receive_refresh_drops(collector));
@@ -133,8 +133,8 @@ static void count_lost(struct vtc_collector *collector, struct stream *stream, u
     }
     const uint64_t explained = lost < collector->overflow_pool ? lost : collector->overflow_pool;
     collector->overflow_pool -= explained;
-    COUNT(stream->state->lost_socket, explained);
-    COUNT(stream->state->lost_network, lost - explained);
+    COUNT(state->lost_socket, explained);
+    COUNT(state->lost_network, lost - explained);
 }
 
 /* Places the window where the first numbered copy belongs. What totals have told to be lost before it came stays lost, and is not
@@ -170,7 +170,7 @@ static bool count_arrival(struct vtc_collector *collector, struct stream *stream
             begin_sequence(state, copy->sequence, &lost);
         const enum gaps_verdict verdict = gaps_arrive(&state->gaps, copy->sequence, &lost);
         if (lost)
-            count_lost(collector, stream, lost);
+            count_lost(collector, state, lost);
         if (verdict != GAPS_NEW) {
             if (verdict == GAPS_DUPLICATE)
                 COUNT(state->duplicate, 1);
@@ -248,24 +248,31 @@ void ingest(struct vtc_collector *collector, enum vtc_source kind, const uint8_t
 
 /* ---- time passing ---- */
 
-static void settle_sequenced(struct vtc_collector *collector, struct stream *stream)
+static void settle_sequenced(struct vtc_collector *collector, struct stream_state *state, uint64_t next, uint64_t total)
 {
-    struct gaps *gaps = &stream->state->gaps;
+    struct gaps *gaps = &state->gaps;
     uint64_t lost = 0;
-    judge(stream->state, JUDGING_LOSS);
-    gaps_expect(gaps, stream->mark_total, &lost);
-    lost += gaps_settle(gaps, stream->mark_next > stream->mark_total ? stream->mark_next : stream->mark_total);
+    judge(state, JUDGING_LOSS);
+    gaps_expect(gaps, total, &lost);
+    lost += gaps_settle(gaps, next > total ? next : total);
     if (lost)
-        count_lost(collector, stream, lost);
-    judge(stream->state, JUDGING_NOTHING);
+        count_lost(collector, state, lost);
+    judge(state, JUDGING_NOTHING);
 }
 
-static void settle_counted(struct vtc_collector *collector, struct stream *stream)
+static void settle_counted(struct vtc_collector *collector, struct stream_state *state, uint64_t sent)
 {
-    const struct stream_state *state = stream->state;
     const uint64_t known = state->received + state->lost_network + state->lost_socket;
-    if (stream->mark_sent > known)
-        count_lost(collector, stream, stream->mark_sent - known);
+    if (sent > known)
+        count_lost(collector, state, sent - known);
+}
+
+void ingest_last_word(struct vtc_collector *collector, struct stream_state *state)
+{
+    if (state->sequenced)
+        settle_sequenced(collector, state, state->gaps.next, state->total_next);
+    else
+        settle_counted(collector, state, state->total_sent);
 }
 
 static bool awaits(const struct stream_state *state)
@@ -282,9 +289,9 @@ static void tick_stream(struct vtc_collector *collector, struct stream *stream)
     struct stream_state *state = stream->state;
     if (stream->mark_ns && collector->drained_ns >= stream->mark_ns + grace) {
         if (state->sequenced)
-            settle_sequenced(collector, stream);
+            settle_sequenced(collector, state, stream->mark_next, stream->mark_total);
         else
-            settle_counted(collector, stream);
+            settle_counted(collector, state, stream->mark_sent);
         stream->mark_ns = 0;
     }
     if (!stream->mark_ns && awaits(state)) {

@@ -265,6 +265,17 @@ static void wait_readable(const struct vtc_collector *collector)
     poll(polls, collector->source_count, (int)(timeout_ns / 1000000) + 1);
 }
 
+bool receive_pass(struct vtc_collector *collector)
+{
+    bool drained;
+    receive_round(collector, &drained);
+    pthread_mutex_lock(&collector->table_lock);
+    ingest_flush(collector, 0);
+    ingest_tick(collector);
+    pthread_mutex_unlock(&collector->table_lock);
+    return drained;
+}
+
 static void finish(struct vtc_collector *collector)
 {
     const uint64_t started_ns = collector->now_ns;

@@ -249,17 +249,19 @@ int vtc_stream_totals(struct vtc_collector *collector, uint32_t slot, uint64_t s
     if (slot >= collector->config.max_streams)
         return -1;
     pthread_mutex_lock(&collector->table_lock);
-    struct stream *stream = &collector->streams[slot];
-    if (stream->open) {
-        struct stream_state *state = stream->state;
+    struct stream_state *state = &collector->stream_states[slot];
+    const bool known = state->in_use != 0;
+    if (known) {
         const uint64_t next = announced_next(&state->gaps, sent, next_sequence);
         if (next > state->total_next)
             PUT(state->total_next, next);
         if (sent > state->total_sent)
             PUT(state->total_sent, sent);
+        if (!collector->streams[slot].open)
+            ingest_last_word(collector, state);
     }
     pthread_mutex_unlock(&collector->table_lock);
-    return stream->open ? 0 : -1;
+    return known ? 0 : -1;
 }
 
 static uint64_t in_flight(const struct stream_state *state)

@@ -24,8 +24,8 @@ def terms(counts: StreamCounts) -> dict[str, Any]:
     }
 
 
-def stream_row(node: str, stream: Stream, is_open: bool, counts: StreamCounts) -> dict[str, Any]:
-    """One row. `closed`: the agent has withdrawn the stream, or another incarnation took its key."""
+def stream_row(node: str, stream: Stream, is_open: bool, stale: bool, counts: StreamCounts) -> dict[str, Any]:
+    """One row. `closed`: the agent has withdrawn it, or another incarnation took its key. `stale`: open, but its agent is silent."""
     return {
         "node": node,
         "key": stream.key,
@@ -37,6 +37,7 @@ def stream_row(node: str, stream: Stream, is_open: bool, counts: StreamCounts) -
         **terms(counts),
         "nextSequence": counts.next_sequence,
         "closed": not is_open,
+        "stale": stale,
     }
 
 

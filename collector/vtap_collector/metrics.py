@@ -22,6 +22,7 @@ class Numbers:
     taps: Mapping[TapName, StreamCounts]
     core: CoreCounts
     open_streams: int
+    stale_streams: int
     live_consumers: int
     live_dropped: int
     stored_bytes: int
@@ -106,6 +107,7 @@ def _own_counters(numbers: Numbers) -> Iterable[Metric]:
 def _gauges(numbers: Numbers) -> Iterable[Metric]:
     for name, text, value in (
         ("open_streams", "Streams that are announced.", numbers.open_streams),
+        ("stale_streams", "Of these, those whose agent is silent.", numbers.stale_streams),
         ("live_consumers", "Live consumers connected.", numbers.live_consumers),
         ("buffer_chunks", "Chunks of the buffer in use.", numbers.core.chunks_used),
         ("stored_bytes", "Bytes that the capture files take.", numbers.stored_bytes),

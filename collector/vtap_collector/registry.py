@@ -7,7 +7,8 @@ mapped file, by slot, so that they survive a kill as well.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,8 @@ from vtap_collector.storage import Storage
 log = logging.getLogger(__name__)
 
 MAX_CLOSED = 1024
+STALE_SECONDS = 60.0
+"""An agent says something every 10 s; the streams of one that has been silent for this long are stale."""
 STATE_FILE = "announcements.json"
 
 StreamKey = tuple[str, int, str]
@@ -35,6 +38,8 @@ class Node:
     addresses: list[str]
     tai_offset: int
     version: int
+    heard: float = 0.0
+    """When its agent last said something, or the collector started."""
 
 
 @dataclass(slots=True)
@@ -88,13 +93,15 @@ class _Saved(BaseModel):
     nodes: dict[str, _SavedNode]
     taps: list[_SavedTap]
     streams: list[_SavedStream]
+    forgotten: dict[str, int] = {}
 
 
 class Registry:
     """Knows every stream; tells the core."""
 
-    def __init__(self, core: Core, settings: CoreSettings) -> None:
+    def __init__(self, core: Core, settings: CoreSettings, clock: Callable[[], float] = time.monotonic) -> None:
         self._core = core
+        self._clock = clock
         self._settings = settings
         self._nodes: dict[str, Node] = {}
         self._taps: dict[TapName, Tap] = {}
@@ -103,6 +110,8 @@ class Registry:
         self._free_slots = list(reversed(range(settings.max_streams)))
         self._free_taps = list(reversed(range(settings.max_taps)))
         self._free_nodes = list(reversed(range(settings.max_nodes)))
+        self.forgotten = StreamCounts()
+        """Of taps that made room for others."""
         self.changed = False
         """Something has to be saved."""
 
@@ -116,6 +125,14 @@ class Registry:
 
     def counts(self, entry: Entry) -> StreamCounts:
         return self._core.stream_counts(entry.slot)
+
+    def is_stale(self, entry: Entry) -> bool:
+        """Open, of an agent that has been silent for STALE_SECONDS: it may have ended meanwhile."""
+        return entry.open and self.silence(entry.node) >= STALE_SECONDS
+
+    def silence(self, node: str) -> float:
+        """Seconds since the node's agent last said something, or since the collector started."""
+        return self._clock() - self._nodes[node].heard
 
     # ---- what agents say ----
 
@@ -131,28 +148,49 @@ class Registry:
             self._close(entry)
 
     def totals(self, name: str, totals: Totals) -> None:
-        """Totals of streams that are not known are passed over: the agent announces them again when it connects again."""
+        """Of closed streams too: theirs is the last word. Totals of unknown streams are passed over: the agent announces them again
+        when it connects again."""
+        if name in self._nodes:
+            self._nodes[name].heard = self._clock()
         for total in totals.streams:
             entry = self._entries.get((name, total.key, total.incarnation))
-            if entry is not None and entry.open:
+            if entry is not None:
                 self._core.totals(entry.slot, total.sent, total.nextSequence)
 
     def _check_room(self, node: str, streams: int, taps: set[TapName]) -> None:
         if node not in self._nodes and not self._free_nodes:
             self.sweep()
-        if node not in self._nodes and not self._free_nodes:
-            raise Refused(f"node: this collector serves at most {self._settings.max_nodes} nodes", 507)
         if streams > len(self._free_slots):
             self.sweep(keep=0)
+        fresh_taps = len(taps - self._taps.keys())
+        if fresh_taps > len(self._free_taps):
+            self._forget_taps(fresh_taps, taps)
+        no_room = self._no_room(node not in self._nodes, streams, fresh_taps)
+        if no_room:
+            self._close_stale(node)
+            raise Refused(no_room, 507)
+
+    def _no_room(self, fresh_node: bool, streams: int, taps: int) -> str:
+        if fresh_node and not self._free_nodes:
+            return f"node: this collector serves at most {self._settings.max_nodes} nodes"
         if streams > len(self._free_slots):
-            raise Refused(f"streams: this collector has room for {len(self._free_slots)} more; raise --max-streams", 507)
-        if len(taps - self._taps.keys()) > len(self._free_taps):
-            raise Refused(f"streams: this collector has room for {len(self._free_taps)} more taps; raise --max-taps", 507)
+            return f"streams: this collector has room for {len(self._free_slots)} more; raise --max-streams"
+        if taps > len(self._free_taps):
+            return f"streams: this collector has room for {len(self._free_taps)} more taps; raise --max-taps"
+        return ""
+
+    def _close_stale(self, but_of: str) -> None:
+        """What may have ended makes room for the next try; its agent opens it again should it come back."""
+        for entry in [entry for entry in self._entries.values() if entry.node != but_of and self.is_stale(entry)]:
+            self._close(entry)
 
     def _set_node(self, name: str, announcement: Announcement) -> Node:
         known = self._nodes.get(name)
         number = known.number if known else self._free_nodes.pop()
-        node = Node(number, list(announcement.addresses), announcement.taiOffset, announcement.version)
+        heard = self._clock()
+        node = Node(number, list(announcement.addresses), announcement.taiOffset, announcement.version, heard)
+        if known is not None:
+            known.heard = heard
         if node != known:
             self._nodes[name] = node
             self._core.set_node(number, node.addresses, node.tai_offset)
@@ -209,18 +247,21 @@ class Registry:
         """Sum up the oldest closed streams beyond `keep`, and let go of taps that have neither streams nor files open."""
         closed = [entry for entry in self._entries.values() if not entry.open]
         for entry in closed[: max(0, len(closed) - keep)]:
-            counts = self._core.stream_counts(entry.slot)
-            if not counts.closed or not self._core.release_stream(entry.slot):
-                continue
-            tap = self._taps[entry.stream.tap]
-            tap.past = tap.past + counts
-            del self._entries[entry.key]
-            self._free_slots.append(entry.slot)
-            self.changed = True
-        if len(self._free_taps) < max(1, self._settings.max_taps // 8):
-            self._sweep_taps()
+            self._sum_up(entry)
+        self._let_go(self._unused_taps(), max(1, self._settings.max_taps // 8), set())
         if len(self._free_nodes) < max(1, self._settings.max_nodes // 8):
             self._sweep_nodes()
+
+    def _sum_up(self, entry: Entry) -> None:
+        """Unless copies of it are still on their way."""
+        counts = self._core.stream_counts(entry.slot)
+        if not counts.closed or not self._core.release_stream(entry.slot):
+            return
+        tap = self._taps[entry.stream.tap]
+        tap.past = tap.past + counts
+        del self._entries[entry.key]
+        self._free_slots.append(entry.slot)
+        self.changed = True
 
     def _sweep_nodes(self) -> None:
         used = {entry.node for entry in self._entries.values()}
@@ -228,12 +269,34 @@ class Registry:
             self._free_nodes.append(self._nodes.pop(name).number)
             self.changed = True
 
-    def _sweep_taps(self) -> None:
+    def _forget_taps(self, room: int, wanted: set[TapName]) -> None:
+        """Until there is room for so many: those whose streams have been summed up, then those whose streams have all closed, the
+        longest closed first."""
+        self._let_go(self._unused_taps(), room, wanted)
+        in_use = {entry.stream.tap for entry in self._entries.values() if entry.open}
+        closed = list(dict.fromkeys(e.stream.tap for e in self._entries.values() if e.stream.tap not in in_use))
+        self._let_go(closed, room, wanted)
+
+    def _unused_taps(self) -> list[TapName]:
         used = {entry.stream.tap for entry in self._entries.values()}
-        for name in [name for name in self._taps if name not in used]:
+        return [name for name in self._taps if name not in used]
+
+    def _let_go(self, names: list[TapName], room: int, wanted: set[TapName]) -> None:
+        for name in names:
+            if room <= len(self._free_taps):
+                return
+            if name in wanted:
+                continue
+            for entry in [entry for entry in self._entries.values() if entry.stream.tap == name]:
+                self._sum_up(entry)
             if self._core.release_tap(self._taps[name].number):
-                self._free_taps.append(self._taps.pop(name).number)
-                self.changed = True
+                self._forget(name)
+
+    def _forget(self, name: TapName) -> None:
+        tap = self._taps.pop(name)
+        self.forgotten = self.forgotten + tap.past
+        self._free_taps.append(tap.number)
+        self.changed = True
 
     # ---- across restarts ----
 
@@ -246,6 +309,7 @@ class Registry:
             },
             taps=[_SavedTap(tap=name, number=tap.number, past=_plain(tap.past)) for name, tap in self._taps.items()],
             streams=[_SavedStream(node=e.node, stream=e.stream, slot=e.slot, open=e.open) for e in self._entries.values()],
+            forgotten=_plain(self.forgotten),
         )
         return state.model_dump_json().encode()
 
@@ -272,6 +336,9 @@ class Registry:
         for numbers, limit in numbered:
             if len(set(numbers)) != len(numbers) or any(not 0 <= number < limit for number in numbers):
                 raise ValueError("a number is used twice or out of range")
+        sums = [saved.forgotten, *(tap.past for tap in saved.taps)]
+        if any(not counts.keys() <= set(StreamCounts.__slots__) for counts in sums):
+            raise ValueError("a count is not known")
         known = {tap.tap for tap in saved.taps}
         if any(stream.stream.tap not in known or stream.node not in saved.nodes for stream in saved.streams):
             raise ValueError("a stream's tap or node is missing")
@@ -284,7 +351,7 @@ class Registry:
         self._free_taps = [number for number in self._free_taps if number not in used_taps]
         self._free_slots = [slot for slot in self._free_slots if slot not in used_slots]
         for name, node in saved.nodes.items():
-            self._nodes[name] = Node(node.number, node.addresses, node.tai_offset, node.version)
+            self._nodes[name] = Node(node.number, node.addresses, node.tai_offset, node.version, self._clock())
             self._core.set_node(node.number, node.addresses, node.tai_offset)
         for tap in saved.taps:
             self._taps[tap.tap] = Tap(tap.number, StreamCounts(**tap.past))
@@ -294,6 +361,9 @@ class Registry:
             self._entries[entry.key] = entry
             if entry.open:
                 self._open(self._nodes[item.node], entry)
+            elif self.counts(entry).in_flight:  # the last process ended before it had given up what was missing
+                self._core.totals(entry.slot, 0, 0)
+        self.forgotten = StreamCounts(**saved.forgotten)
 
 
 def _plain(counts: StreamCounts) -> dict[str, Any]:

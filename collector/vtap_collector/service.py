@@ -13,7 +13,7 @@ from vtap_collector import ledger
 from vtap_collector.announcements import Announcement, TapName, Totals
 from vtap_collector.metrics import Numbers
 from vtap_collector.native import ConsumerCounts, Core, StreamCounts
-from vtap_collector.registry import STATE_FILE, Entry, Registry
+from vtap_collector.registry import STALE_SECONDS, STATE_FILE, Entry, Registry
 from vtap_collector.storage import Storage, StoredFile
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ class Service:
         self._saving = asyncio.Lock()
         self._save_failed = False
         self._write_error = 0
+        self._silent: set[str] = set()
 
     # ---- the control channel ----
 
@@ -99,12 +100,14 @@ class Service:
         return {
             "streams": [self._row(entry) for entry in self.registry.entries()],
             "taps": ledger.tap_rows(self.sums()),
+            "forgottenTaps": ledger.terms(self.registry.forgotten),
             **ledger.own_terms(self.core.counts()),
             "consumers": ledger.consumer_rows(self.consumers()),
         }
 
     def _row(self, entry: Entry) -> dict[str, Any]:
-        return ledger.stream_row(entry.node, entry.stream, entry.open, self.registry.counts(entry))
+        stale = self.registry.is_stale(entry)
+        return ledger.stream_row(entry.node, entry.stream, entry.open, stale, self.registry.counts(entry))
 
     def numbers(self) -> Numbers:
         """What a scrape of `/metrics` shows."""
@@ -113,6 +116,7 @@ class Service:
             taps=self.sums(),
             core=self.core.counts(),
             open_streams=sum(entry.open for entry in self.registry.entries()),
+            stale_streams=sum(self.registry.is_stale(entry) for entry in self.registry.entries()),
             live_consumers=len(consumers),
             live_dropped=self._past_live_dropped + sum(counts.dropped for _name, counts in consumers),
             stored_bytes=self._stored_bytes,
@@ -137,10 +141,19 @@ class Service:
 
     async def _sweep(self) -> None:
         self.registry.sweep()
+        self._tell_silence()
         error = self.core.counts().last_write_error
         if error != self._write_error:
             log.warning("capture files: %s", f"writing fails: {os.strerror(error)}" if error else "writing works again")
             self._write_error = error
+
+    def _tell_silence(self) -> None:
+        stale = {entry.node for entry in self.registry.entries() if self.registry.is_stale(entry)}
+        for node in sorted(stale - self._silent):
+            log.warning("node %s: its agent has been silent for %g s; its streams are shown as stale", node, STALE_SECONDS)
+        for node in sorted(self._silent - stale):
+            log.info("node %s: no stream of it is stale any more", node)
+        self._silent = stale
 
     async def _retain(self) -> None:
         deleted, self._stored_bytes = await asyncio.to_thread(self.storage.retain, self._retain_bytes, self.is_open)

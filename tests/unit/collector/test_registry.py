@@ -10,7 +10,7 @@ from tests.unit.collector.copies import copy, numbered_frame
 from tests.unit.collector.core_library import NODE_ADDRESS, IdleCore, idle_core
 from vtap_collector.announcements import Announcement, Stream, TapName, Totals, parse_announcement
 from vtap_collector.errors import Refused
-from vtap_collector.registry import STATE_FILE, Registry
+from vtap_collector.registry import STALE_SECONDS, STATE_FILE, Registry
 from vtap_collector.storage import Storage
 
 
@@ -87,7 +87,15 @@ def test_survives_a_restart(tmp_path: Path) -> None:
         assert received(registry) == {(1, "1"): (8, True), (2, "1"): (0, False)}
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"nodes": {}, "taps": [], "streams": [], "more": 1}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b'{"nodes": {}, "taps": [], "streams": [], "more": 1}',
+        b'{"nodes": {}, "taps": [], "streams": [], "forgotten": {"surprise": 1}}',
+    ],
+)
 def test_an_unreadable_file_is_put_aside(tmp_path: Path, content: bytes) -> None:
     storage = Storage(tmp_path)
     storage.write_state(STATE_FILE, content)
@@ -114,6 +122,113 @@ def test_nodes_that_have_gone_make_room(tmp_path: Path) -> None:
         registry.announce("last", announcement((1, 1)))
         send(core, 1, range(3))
         assert received(registry) == {(1, "1"): (3, True)}
+
+
+def test_closed_taps_make_room(tmp_path: Path) -> None:
+    with idle_core(tmp_path, grace=0.0) as core:  # four taps at most
+        registry = Registry(core, core.settings)
+        for number in range(6):
+            registry.announce("n", announcement((number, 1), tap=f"tap-{number}"))
+            send(core, number, range(3))
+            core.write()
+        assert len(registry.taps()) == 4
+        assert registry.forgotten.received == 6 == registry.forgotten.stored
+
+
+def test_the_longest_closed_tap_goes_first_and_open_ones_stay(tmp_path: Path) -> None:
+    with idle_core(tmp_path, grace=0.0) as core:
+        registry = Registry(core, core.settings)
+        registry.announce("m", announcement((9, 1), tap="stays"))
+        for number in (1, 2, 3):
+            registry.announce("n", announcement((number, 1), tap=f"tap-{number}"))
+        registry.announce("n", announcement())
+        core.write()
+        registry.announce("n", announcement((4, 1), tap="tap-4"))
+        assert {tap.name for tap in registry.taps()} == {"stays", "tap-2", "tap-3", "tap-4"}
+        with pytest.raises(Refused, match="room for 2 more taps"):
+            registry.announce("n", Announcement(version=1, addresses=[NODE_ADDRESS], taiOffset=37, streams=five_taps()))
+
+
+def five_taps() -> list[Stream]:
+    return [announcement((key, 1), tap=f"five-{key}").streams[0] for key in range(20, 25)]
+
+
+def test_an_agent_that_is_silent_has_stale_streams_until_it_speaks(tmp_path: Path) -> None:
+    now = [100.0]
+    with idle_core(tmp_path) as core:
+        registry = Registry(core, core.settings, lambda: now[0])
+        registry.announce("n", announcement((1, 1)))
+        (entry,) = registry.entries()
+        now[0] += STALE_SECONDS - 1
+        assert not registry.is_stale(entry)
+        registry.totals("n", Totals.model_validate({"streams": []}))
+        now[0] += STALE_SECONDS
+        assert registry.is_stale(entry)
+        registry.announce("n", announcement((1, 1)))
+        assert not registry.is_stale(entry)
+
+
+def test_what_the_last_process_knew_grows_stale_as_well(tmp_path: Path) -> None:
+    storage, now = Storage(tmp_path), [100.0]
+    with idle_core(tmp_path) as core:
+        registry = Registry(core, core.settings)
+        registry.announce("n", announcement((1, 1)))
+        storage.write_state(STATE_FILE, registry.saved())
+    with idle_core(tmp_path) as core:
+        registry = Registry(core, core.settings, lambda: now[0])
+        registry.restore(storage)
+        assert [registry.is_stale(entry) for entry in registry.entries()] == [False]
+        now[0] += STALE_SECONDS
+        assert [registry.is_stale(entry) for entry in registry.entries()] == [True]
+
+
+def test_stale_streams_make_room(tmp_path: Path) -> None:
+    now = [100.0]
+    with idle_core(tmp_path, grace=0.0) as core:  # sixteen streams at most
+        registry = Registry(core, core.settings, lambda: now[0])
+        registry.announce("gone", announcement(*((key, 1) for key in range(16))))
+        for _try in range(2):
+            with pytest.raises(Refused, match="room for 0 more"):
+                registry.announce("n", announcement((99, 1)))
+        now[0] += STALE_SECONDS
+        with pytest.raises(Refused, match="room for 0 more"):
+            registry.announce("n", announcement((99, 1)))
+        core.write()
+        registry.announce("n", announcement((99, 1)))
+        assert received(registry) == {(99, "1"): (0, True)}
+
+
+def test_what_ended_while_the_collector_was_away_closes_and_its_last_totals_count(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    with idle_core(tmp_path) as core:
+        registry = Registry(core, core.settings)
+        registry.announce("n", announcement((1, 1), (2, 1)))
+        send(core, 1, range(5))
+        storage.write_state(STATE_FILE, registry.saved())
+    with idle_core(tmp_path, grace=0.0) as core:
+        registry = Registry(core, core.settings)
+        registry.restore(storage)
+        registry.announce("n", announcement((2, 1)))
+        core.write()
+        last = {"key": 1, "incarnation": f"{1:016x}", "sent": 12, "nextSequence": 12}
+        registry.totals("n", Totals.model_validate({"streams": [last]}))
+        (counts,) = [registry.counts(entry) for entry in registry.entries() if not entry.open]
+        assert (counts.received, counts.lost_network, counts.in_flight, counts.closed) == (5, 7, 0, 1)
+
+
+def test_what_was_missing_when_the_last_process_ended_is_lost(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    with idle_core(tmp_path) as core:
+        registry = Registry(core, core.settings)
+        registry.announce("n", announcement((1, 1)))
+        send(core, 1, range(0, 10, 2))
+        registry.announce("n", announcement())
+        storage.write_state(STATE_FILE, registry.saved())
+    with idle_core(tmp_path) as core:
+        registry = Registry(core, core.settings)
+        registry.restore(storage)
+        (counts,) = [registry.counts(entry) for entry in registry.entries()]
+        assert (counts.received, counts.lost_network, counts.in_flight) == (5, 4, 0)
 
 
 def test_a_buffer_that_is_full_drops_and_counts(tmp_path: Path) -> None:

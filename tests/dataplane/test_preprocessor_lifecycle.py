@@ -26,7 +26,7 @@ from tests.unit.pipeline.node import (
     why_not,
 )
 from vtap_agent.drivers import links
-from vtap_agent.pipeline import Pipeline, compiler, devices
+from vtap_agent.pipeline import Pipeline, compiler, devices, encode
 from vtap_agent.plan.dataplane import Action, DataPlane, Direction, Match, PortRange, Source, TapProgram
 
 SECRET, PUBLIC = 4444, 80
@@ -285,3 +285,24 @@ def test_a_slot_given_to_another_point_starts_from_zero(node: Node) -> None:
     node.apply(replace(again, sources=()))
     assert node.counters(0).next_sequence == 0
     assert open_accounts(node.counters(0)) == node.counters(0).seen == 0
+
+
+def test_a_peer_set_of_the_same_size_with_other_addresses_is_noticed_and_put_right(node: Node) -> None:
+    wanted = frozenset({"10.0.0.1", "10.0.0.2", "fd00::7"})
+    plane = node.plane(peer_sets={7: wanted, 8: frozenset({"10.0.0.9"})})
+    node.apply(plane)
+    peers = node.pipeline._kernel.maps["peers"]
+    right = set(peers.walk())
+    peers.delete(encode.peer_key(7, "10.0.0.2"))
+    peers.update(encode.peer_key(7, "10.0.0.3"), b"\1")
+    for _ in range(2):
+        assert node.pipeline.verify(plane) == ["still to do: make peer set 7 the 3 addresses it stands for"]
+        node.reopen()
+    node.apply(plane)
+    assert set(peers_of(node)) == right
+    node.apply(node.plane(peer_sets={7: frozenset({"10.0.0.1", "10.0.0.2", "fd00::8"})}))
+    assert set(peers_of(node)) == {encode.peer_key(7, address) for address in ("10.0.0.1", "10.0.0.2", "fd00::8")}
+
+
+def peers_of(node: Node) -> list[bytes]:
+    return list(node.pipeline._kernel.maps["peers"].walk())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -43,12 +44,12 @@ Place = tuple[MirrorKey, int, bytes]
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """`programs` and `destinations` by index, `points` by slot, peer sets as number of addresses by id."""
+    """`programs` and `destinations` by index, `points` by slot, peer sets by id as `peers_digest` of their keys."""
 
     programs: Mapping[int, bytes]
     destinations: Mapping[int, bytes]
     points: Mapping[int, bytes]
-    peer_sets: Mapping[int, int]
+    peer_sets: Mapping[int, bytes]
     selections: frozenset[Selection]
     attached: frozenset[str]
     """Devices that run the current `pick`."""
@@ -135,6 +136,19 @@ def _point_values(points: tuple[TapPoint, ...], destinations: tuple[tuple[str, i
     return {point.slot: (str(point.name), encode.point(point, indices)) for point in points}
 
 
+def peers_digest(keys: Iterable[bytes]) -> bytes:
+    """32 bytes that stand for the addresses of a set, from its keys in the map; the set's number does not matter."""
+    return hashlib.sha256(b"".join(sorted(key[4:] for key in keys))).digest()
+
+
+NO_PEERS = peers_digest(())
+
+
+@lru_cache(maxsize=256)
+def _wanted_peers(addresses: frozenset[str]) -> bytes:
+    return peers_digest(encode.peer_key(0, address) for address in addresses)
+
+
 def _point_steps(observed: Observed, desired: DataPlane, destinations: Mapping[str, int]) -> list[PipelineStep]:
     wanted = _point_values(desired.points, tuple(sorted(destinations.items())))
     steps: list[PipelineStep] = [
@@ -153,7 +167,7 @@ def diff(observed: Observed, desired: DataPlane, tap_ports: Mapping[MirrorKey, T
     steps += [
         AddPeers(number, addresses)
         for number, addresses in desired.peer_sets.items()
-        if observed.peer_sets.get(number, 0) != len(addresses)
+        if observed.peer_sets.get(number, NO_PEERS) != _wanted_peers(addresses)
     ]
     steps += [PutProgram(i, name, value) for i, (name, value) in program_values.items() if observed.programs.get(i) != value]
     steps += [

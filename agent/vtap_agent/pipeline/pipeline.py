@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from vtap_agent.drivers.libbpf import possible_cpus
 from vtap_agent.errors import Retry
 from vtap_agent.pipeline import devices, encode, layout
 from vtap_agent.pipeline.counters import SlotCounters
-from vtap_agent.pipeline.diff import Observed, diff, receivers
+from vtap_agent.pipeline.diff import Observed, diff, peers_digest, receivers
 from vtap_agent.pipeline.kernel import ZERO, Kernel, destroy_pins, tickets_per_cpu, unmount_bpffs, word
 from vtap_agent.pipeline.steps import (
     AddPeers,
@@ -45,7 +46,8 @@ class Pipeline:
         self._counters = SlotCounters(kernel)
         self._points_raw = b""
         self._points: dict[int, bytes] = {}
-        self._peer_sets = self._read_peer_sets()
+        self._peers_seen = b""
+        self._peer_sets: Mapping[int, bytes] = {}
         self._slots = set(self._read_points())
 
     @staticmethod
@@ -142,16 +144,13 @@ class Pipeline:
                 self._select(step.selections)
 
     def _apply_peers(self, step: AddPeers | DropPeers) -> None:
-        peers = self._kernel.maps["peers"]
-        if isinstance(step, AddPeers):
-            for address in step.addresses:
-                peers.update(encode.peer_key(step.number, address), PRESENT)
-            self._peer_sets[step.number] = len(step.addresses)
-            return
-        mine = word(step.number)
-        for key in [key for key in peers.walk() if key.startswith(mine)]:
+        peers, mine = self._kernel.maps["peers"], word(step.number)
+        wanted = {encode.peer_key(step.number, one) for one in step.addresses} if isinstance(step, AddPeers) else set[bytes]()
+        present = {key for key in self._peer_keys() if key.startswith(mine)}
+        for key in wanted - present:
+            peers.update(key, PRESENT)
+        for key in present - wanted:
             peers.delete(key)
-        self._peer_sets.pop(step.number, None)
 
     def _apply_destination(self, step: PutDestination | DropDestination) -> None:
         if isinstance(step, PutDestination):
@@ -263,7 +262,7 @@ class Pipeline:
             programs=self._values("programs"),
             destinations=self._values("destinations"),
             points=self._read_points(),
-            peer_sets=dict(self._peer_sets),
+            peer_sets=self._read_peer_sets(),
             selections=self._read_selections(ports),
             attached=frozenset(
                 self.tap_port_devices(key).ours
@@ -284,12 +283,22 @@ class Pipeline:
             self._points = {at // size: raw[at : at + size] for at in range(0, len(raw), size) if raw[at]}
         return self._points
 
-    def _read_peer_sets(self) -> dict[int, int]:
-        sizes: dict[int, int] = {}
-        for key in self._kernel.maps["peers"].walk():
-            number = int.from_bytes(key[:4], "little")
-            sizes[number] = sizes.get(number, 0) + 1
-        return sizes
+    def _peer_keys(self) -> list[bytes]:
+        peers = self._kernel.maps["peers"]
+        keys, size = peers.content()[0], peers.key_size
+        return [keys[at : at + size] for at in range(0, len(keys), size)]
+
+    def _read_peer_sets(self) -> Mapping[int, bytes]:
+        """Digests by id, worked out anew only where the map holds something else than last time."""
+        keys = self._kernel.maps["peers"].content()[0]
+        seen = hashlib.sha256(keys).digest()
+        if seen != self._peers_seen:
+            sets: dict[int, list[bytes]] = {}
+            for key in self._peer_keys():
+                sets.setdefault(int.from_bytes(key[:4], "little"), []).append(key)
+            self._peer_sets = {number: peers_digest(found) for number, found in sets.items()}
+            self._peers_seen = seen
+        return self._peer_sets
 
     def _read_selections(self, ports: Mapping[int, MirrorKey]) -> frozenset[Selection]:
         found: set[Selection] = set()

@@ -29,14 +29,15 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class AddPeers:
-    """A peer set's addresses; its number was never used before."""
+    """A peer set becomes exactly these addresses. Its number stands for this very content, so none of them is new to a reader
+    unless somebody else has changed the map, or a kill has cut an earlier step short."""
 
     number: int
     addresses: frozenset[str]
     phase: Phase = Phase.PREPARE
 
     def __str__(self) -> str:
-        return f"add peer set {self.number} with {len(self.addresses)} addresses"
+        return f"make peer set {self.number} the {len(self.addresses)} addresses it stands for"
 
 
 @dataclass(frozen=True, slots=True)

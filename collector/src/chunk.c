@@ -1,6 +1,7 @@
 #include "core.h"
 
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 
 int pool_init(struct pool *pool, uint32_t chunk_bytes, uint64_t bytes)
@@ -155,14 +156,17 @@ void section_put(struct section *section)
 
 struct iface *iface_new(uint32_t slot, uint64_t uid, uint64_t opened_ns, const struct vtc_stream_info *info)
 {
-    struct iface *iface = calloc(1, sizeof *iface + MAX_IDB);
+    uint8_t idb[MAX_IDB];
+    const size_t length = pcapng_put_idb(idb, sizeof idb, info->name, info->description, info->snap_length);
+    struct iface *iface = calloc(1, sizeof *iface + length);
     if (!iface)
         return NULL;
     atomic_init(&iface->references, 1);
     iface->slot = slot;
     iface->uid = uid;
     iface->opened_ns = opened_ns;
-    iface->idb_length = (uint32_t)pcapng_put_idb(iface->idb, MAX_IDB, info->name, info->description, info->snap_length);
+    iface->idb_length = (uint32_t)length;
+    memcpy(iface->idb, idb, length);
     return iface;
 }
 

@@ -67,6 +67,8 @@ static int check(const struct vtc_config *config, char *error, size_t error_size
         return fail(error, error_size, "the buffer must hold at least 4 chunks of %u bytes", config->chunk_bytes);
     if (!config->max_streams || !config->max_taps || !config->max_nodes || config->max_streams > 1u << 20 || config->max_taps > 1u << 20)
         return fail(error, error_size, "the numbers of streams, taps and nodes must lie between 1 and %u", 1u << 20);
+    if (!config->rotate_interfaces || config->rotate_interfaces > 1u << 20)
+        return fail(error, error_size, "a file's interfaces must lie between 1 and %u", 1u << 20);
     return 0;
 }
 

@@ -20,6 +20,7 @@
 #define CONSUMER_ALLOWANCE (CONSUMER_CHUNKS + 1) /* its queue, and the chunk it is sending */
 #define CONSUMER_BYTES (8u << 20)
 #define MAX_FRAME 65535u
+#define OUTLET_INTERFACES 4096u /* of a section; a reader's next one begins beyond them */
 #define NAMESPACE_SIZE 64
 #define TAP_NAME_SIZE 256
 #define FILE_NAME_SIZE 256
@@ -169,6 +170,7 @@ struct outlet {
     uint8_t *buffer;
     uint32_t used;
     uint32_t interfaces, capacity;
+    const struct vtc_config *config; /* of the section header */
     struct outlet_interface {
         uint64_t uid, window_ns, taken;
     } *interface;
@@ -317,6 +319,7 @@ void selector_destroy(struct selector *selector);
 int outlet_init(struct outlet *outlet, int fd, const struct vtc_select *select, char *error, size_t error_size);
 void outlet_destroy(struct outlet *outlet);
 void outlet_header(struct outlet *outlet, const struct vtc_config *config);
+uint32_t outlet_known(const struct outlet *outlet, uint64_t uid);
 uint32_t outlet_interface(struct outlet *outlet, uint64_t uid, const uint8_t *idb, uint32_t idb_length);
 void outlet_packet(struct outlet *outlet, uint32_t interface, const struct pcapng_block *block);
 void outlet_statistics(struct outlet *outlet, uint32_t interface, const struct pcapng_block *block);

@@ -41,6 +41,13 @@ static bool rotation_due(const struct vtc_collector *collector, const struct tap
            (config->rotate_ns && collector->now_ns - tap->started_ns >= config->rotate_ns);
 }
 
+/* A tap's pods come and go; what describes them is kept until the section ends. Streams that are open may all be in it. */
+static bool interfaces_full(const struct vtc_collector *collector, const struct tap *tap)
+{
+    const uint64_t open = 2ull * tap->streams, limit = collector->config.rotate_interfaces;
+    return tap->section->count >= (open > limit ? open : limit);
+}
+
 static bool begin_section(struct vtc_collector *collector, struct tap *tap)
 {
     tap->section = section_new(tap, tap->state->next_number + 1);
@@ -76,6 +83,8 @@ static uint8_t *reserve(struct vtc_collector *collector, struct stream *stream, 
 {
     struct tap *tap = stream->tap;
     if (tap->section && rotation_due(collector, tap, length))
+        ingest_end_section(collector, tap);
+    if (tap->section && stream->section != tap->section->number && interfaces_full(collector, tap))
         ingest_end_section(collector, tap);
     if (!tap->section && !begin_section(collector, tap))
         return NULL;

@@ -63,6 +63,18 @@ static struct chunk *next_chunk(struct consumer *consumer)
     return chunk;
 }
 
+/* A stream of pods that come and go would number interfaces for ever: where there are too many, another section begins. What a
+ * selection had taken of a time window is forgotten with the section. */
+static uint32_t number_of(struct consumer *consumer, const struct iface *iface)
+{
+    struct outlet *outlet = &consumer->outlet;
+    const uint32_t open = 2 * consumer->collector->config.max_streams;
+    const uint32_t number = outlet_known(outlet, iface->uid);
+    if (number == UINT32_MAX && outlet->interfaces >= (open > OUTLET_INTERFACES ? open : OUTLET_INTERFACES))
+        outlet_header(outlet, outlet->config);
+    return number != UINT32_MAX ? number : outlet_interface(outlet, iface->uid, iface->idb, iface->idb_length);
+}
+
 static void pass_on(struct consumer *consumer, struct chunk *chunk)
 {
     struct outlet *outlet = &consumer->outlet;
@@ -72,7 +84,7 @@ static void pass_on(struct consumer *consumer, struct chunk *chunk)
         if (block.interface != known) {
             const struct iface *iface = section_iface(chunk->section, block.interface);
             known = block.interface;
-            numbered = iface ? outlet_interface(outlet, iface->uid, iface->idb, iface->idb_length) : UINT32_MAX;
+            numbered = iface ? number_of(consumer, iface) : UINT32_MAX;
         }
         outlet_packet(outlet, numbered, &block);
     }
@@ -100,7 +112,7 @@ static void put_statistics(struct consumer *consumer)
         stream_statistics(&collector->stream_states[slot], &statistics);
         statistics.system_dropped = GET(collector->stream_states[slot].lost_socket) + dropped;
         statistics.delivered = statistics.accepted > statistics.system_dropped ? statistics.accepted - statistics.system_dropped : 0;
-        const uint32_t number = outlet_interface(&consumer->outlet, iface->uid, iface->idb, iface->idb_length);
+        const uint32_t number = number_of(consumer, iface);
         const size_t length = pcapng_put_isb(bytes, sizeof bytes, number, statistics.end_ns, &statistics);
         if (number != UINT32_MAX)
             outlet_put(&consumer->outlet, bytes, (uint32_t)length);
@@ -119,7 +131,7 @@ static void put_known_interfaces(struct consumer *consumer)
             atomic_fetch_add(&iface->references, 1);
         pthread_mutex_unlock(&collector->table_lock);
         if (iface) {
-            outlet_interface(&consumer->outlet, iface->uid, iface->idb, iface->idb_length);
+            number_of(consumer, iface);
             iface_put(iface);
         }
     }

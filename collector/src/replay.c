@@ -95,6 +95,8 @@ int vtc_replay(const int *files, size_t count, const struct vtc_select *select, 
     outlet_header(&replay.outlet, &config);
     for (size_t index = 0; index < count && !outlet_done(&replay.outlet); index++) {
         replay.count = 0;
+        if (replay.outlet.interfaces >= OUTLET_INTERFACES)
+            outlet_header(&replay.outlet, &config);
         walk(files[index], replay_block, &replay);
     }
     outlet_flush(&replay.outlet);

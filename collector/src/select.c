@@ -141,19 +141,31 @@ void outlet_put(struct outlet *outlet, const uint8_t *bytes, uint32_t length)
     outlet->used += length;
 }
 
+/* Begins a section, the first or another. */
 void outlet_header(struct outlet *outlet, const struct vtc_config *config)
 {
     uint8_t header[MAX_IDB];
+    outlet->config = config;
+    outlet->interfaces = 0;
     const size_t length = pcapng_put_shb(header, sizeof header, config->hardware, config->os, config->application);
     outlet_put(outlet, header, (uint32_t)length);
 }
 
-/* The outlet's own number of an interface, which it announces where it is new. UINT32_MAX: out of memory. */
-uint32_t outlet_interface(struct outlet *outlet, uint64_t uid, const uint8_t *idb, uint32_t idb_length)
+/* The outlet's own number of an interface, UINT32_MAX where it is new. */
+uint32_t outlet_known(const struct outlet *outlet, uint64_t uid)
 {
     for (uint32_t index = outlet->interfaces; index-- > 0;)
         if (outlet->interface[index].uid == uid)
             return index;
+    return UINT32_MAX;
+}
+
+/* The same, and announces one that is new. UINT32_MAX: out of memory. */
+uint32_t outlet_interface(struct outlet *outlet, uint64_t uid, const uint8_t *idb, uint32_t idb_length)
+{
+    const uint32_t number = outlet_known(outlet, uid);
+    if (number != UINT32_MAX)
+        return number;
     if (outlet->interfaces == outlet->capacity) {
         const uint32_t capacity = outlet->capacity ? outlet->capacity * 2 : 8;
         struct outlet_interface *grown = realloc(outlet->interface, capacity * sizeof *grown);

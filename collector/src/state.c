@@ -98,15 +98,23 @@ struct interface_map {
     uint32_t count;
 };
 
+/* Of a section, see interfaces_full() in ingest.c. */
+static uint32_t most_interfaces(const struct vtc_config *config)
+{
+    const uint64_t open = 2ull * config->max_streams + 1;
+    return (uint32_t)(open > config->rotate_interfaces ? open : config->rotate_interfaces);
+}
+
 static int map_interfaces(struct vtc_collector *collector, uint32_t tap, uint64_t file_number, struct interface_map *map)
 {
     const uint32_t streams = collector->config.max_streams;
-    *map = (struct interface_map){calloc(streams, sizeof *map->stream), streams};
+    const uint32_t most = most_interfaces(&collector->config);
+    *map = (struct interface_map){calloc(most, sizeof *map->stream), most};
     if (!map->stream)
         return -1;
     for (uint32_t slot = 0; slot < streams; slot++) {
         struct stream_state *state = &collector->stream_states[slot];
-        if (state->in_use && state->tap == tap && state->file_number == file_number && state->interface < streams) {
+        if (state->in_use && state->tap == tap && state->file_number == file_number && state->interface < most) {
             map->stream[state->interface] = state;
             state->stored = state->stored_before;
         }

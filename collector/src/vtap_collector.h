@@ -17,7 +17,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define VTC_ABI 2
+#define VTC_ABI 3
 #define VTC_ADDRESSES 16
 #define VTC_NO_TAP UINT32_MAX
 
@@ -43,6 +43,7 @@ struct vtc_config {
     uint64_t grace_ns;      /* how long a missing copy is awaited */
     uint64_t statistics_ns; /* between Interface Statistics Blocks */
     uint64_t rotate_bytes, rotate_ns, rotate_packets; /* 0: never for this reason */
+    uint64_t rotate_interfaces; /* or twice the tap's open streams, should that be more */
     const char *hardware, *os, *application;          /* of the Section Header Block */
 };
 

@@ -25,7 +25,7 @@ def terms(counts: StreamCounts) -> dict[str, Any]:
 
 
 def stream_row(node: str, stream: Stream, is_open: bool, stale: bool, counts: StreamCounts) -> dict[str, Any]:
-    """One row. `closed`: the agent has withdrawn it, or another incarnation took its key. `stale`: open, but its agent is silent."""
+    """One row. `closed`: withdrawn, or its key is another incarnation's. `stale`: open, but its agent is silent."""
     return {
         "node": node,
         "key": stream.key,

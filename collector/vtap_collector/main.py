@@ -105,6 +105,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--rotate-size", type=_bytes, default=defaults.rotate_bytes, help="bytes of a file at most, 0: any (256Mi)")
     add("--rotate-interval", type=_seconds, default=0, help="time a file spans at most, 0: any (0)")
     add("--rotate-count", type=_natural, default=0, help="packets of a file at most, 0: any (0)")
+    add(
+        "--rotate-interfaces",
+        type=_natural,
+        default=defaults.rotate_interfaces,
+        help="pod interfaces that a file describes at most, or twice as many as are tapped at a time (%(default)s)",
+    )
     add("--retain-bytes", type=_bytes, default=0, help="delete the oldest files beyond this, 0 keeps all (0)")
     add("--count-only", action="store_true", help="account for copies without writing files")
     add("--buffer-bytes", type=_bytes, default=defaults.buffer_bytes, help="copies waiting for the disk (128Mi)")
@@ -146,6 +152,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
             rotate_bytes=given.rotate_size,
             rotate_seconds=given.rotate_interval,
             rotate_packets=given.rotate_count,
+            rotate_interfaces=given.rotate_interfaces,
             hardware=platform.machine(),
             os=f"{platform.system()} {platform.release()}",
             application=f"vtap-collector {_version()}",

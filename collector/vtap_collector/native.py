@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from vtap_collector.errors import CollectorError, Refused
 
-ABI = 2
+ABI = 3
 NO_TAP = 0xFFFFFFFF
 MAX_ADDRESSES = 16
 _ERROR_SIZE = 1024
@@ -63,6 +63,7 @@ class _Config(ctypes.Structure):
         ("rotate_bytes", c_uint64),
         ("rotate_ns", c_uint64),
         ("rotate_packets", c_uint64),
+        ("rotate_interfaces", c_uint64),
         ("hardware", c_char_p),
         ("os", c_char_p),
         ("application", c_char_p),
@@ -204,6 +205,8 @@ class CoreSettings:
     rotate_bytes: int = 256 << 20
     rotate_seconds: float = 0
     rotate_packets: int = 0
+    rotate_interfaces: int = 1024
+    """A file describes at most so many, or twice the tap's open streams should that be more."""
     hardware: str = ""
     os: str = ""
     application: str = "vtap-collector"
@@ -344,8 +347,8 @@ class Core:
         config = _Config(
             directory, settings.sink, settings.max_streams, settings.max_taps, settings.max_nodes, settings.chunk_bytes,
             settings.buffer_bytes, _ns(settings.flush), _ns(settings.grace), _ns(settings.statistics), settings.rotate_bytes,
-            _ns(settings.rotate_seconds), settings.rotate_packets, settings.hardware.encode(), settings.os.encode(),
-            settings.application.encode(),
+            _ns(settings.rotate_seconds), settings.rotate_packets, settings.rotate_interfaces,
+            settings.hardware.encode(), settings.os.encode(), settings.application.encode(),
         )  # fmt: skip
         self.settings = settings
         self._handle = self._library.vtc_open(ctypes.byref(config), self._error, _ERROR_SIZE)

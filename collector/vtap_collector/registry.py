@@ -148,7 +148,7 @@ class Registry:
             self._close(entry)
 
     def totals(self, name: str, totals: Totals) -> None:
-        """Of closed streams too: theirs is the last word. Totals of unknown streams are passed over: the agent announces them again
+        """Of closed streams too: theirs is the last word. Totals of unknown streams are passed over: the agent announces them
         when it connects again."""
         if name in self._nodes:
             self._nodes[name].heard = self._clock()

@@ -48,6 +48,7 @@ int LLVMFuzzerInitialize(int *count, char ***arguments)
         .flush_ns = 1,
         .grace_ns = 1000,
         .rotate_packets = 50,
+        .rotate_interfaces = 4,
         .hardware = "",
         .os = "",
         .application = "fuzz",

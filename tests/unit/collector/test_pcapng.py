@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import shutil
+import socket
+import struct
 import subprocess
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.collector.copies import copy, numbered_frame, read_by_wireshark, read_pcapng
+from tests.unit.collector.copies import Capture, copy, number_of, numbered_frame, read_by_wireshark, read_pcapng
 from tests.unit.collector.core_library import NODE_ADDRESS, idle_core, stream
-from vtap_collector.native import Direction, scan
+from vtap_collector.native import Direction, Selection, scan
 
 needs_wireshark = pytest.mark.skipif(not shutil.which("editcap"), reason="needs Wireshark's editcap, capinfos and tshark")
 TIMES = st.integers(10**9, 4 * 10**18)
@@ -106,3 +109,62 @@ def test_a_cut_file_reads_up_to_the_cut(missing: int) -> None:
             summary = scan(reader.fileno())
         assert summary.whole_bytes <= len(whole) - missing
         assert len(read_pcapng(file.read_bytes()[: summary.whole_bytes]).packets) == summary.packets
+
+
+def test_files_rotate_before_pods_that_come_and_go_fill_them(tmp_path: Path) -> None:
+    with idle_core(tmp_path, rotate_interfaces=4) as core:
+        core.open_stream(1, stream(1000))
+        for pod in range(21):
+            core.open_stream(0, stream(pod))
+            for key in (pod, 1000):
+                core.ingest(0, NODE_ADDRESS, copy(key, 0 if key == pod else pod, numbered_frame(pod)))
+    captures = [read_pcapng(file.read_bytes()) for file in sorted(tmp_path.glob("*/*/*.pcapng"))]
+    assert len(captures) == 7 and all(len(capture.interfaces) <= 4 for capture in captures)
+    assert sum(len(capture.packets) for capture in captures) == 42
+
+
+def test_a_tap_with_many_open_streams_does_not_rotate_for_each(tmp_path: Path) -> None:
+    with idle_core(tmp_path, rotate_interfaces=1) as core:
+        for slot in range(8):
+            core.open_stream(slot, stream(slot))
+        for number in range(50):
+            for key in range(8):
+                core.ingest(0, NODE_ADDRESS, copy(key, number, numbered_frame(number)))
+    (file,) = tmp_path.glob("*/*/*.pcapng")
+    assert len(read_pcapng(file.read_bytes()).packets) == 400
+
+
+def test_a_reader_begins_another_section_before_numbering_pods_for_ever(tmp_path: Path) -> None:
+    pods = 4096 + 100
+    ours, theirs = socket.socketpair()
+    with idle_core(tmp_path) as core, ours:
+        core.open_live(0, Selection(), theirs.detach())
+        core.open_stream(1, stream(1_000_000))  # keeps the file's section from ending with each pod
+        for pod in range(pods):
+            core.open_stream(0, stream(pod))
+            core.ingest(0, NODE_ADDRESS, copy(pod, 0, numbered_frame(pod)))
+            if pod % 500 == 0:
+                core.write()
+        core.write()
+        ours.settimeout(10)
+        data = b""
+        while sum(len(section.packets) for section in whole_sections(data)) < pods:
+            data += ours.recv(4 << 20)
+    sections = whole_sections(data)
+    assert [len(section.interfaces) >= most for section, most in zip(sections, (4096, 100), strict=True)] == [True, True]
+    assert max(len(section.interfaces) for section in sections) == 4096
+    assert [number_of(p.frame) for section in sections for p in section.packets] == list(range(pods))
+
+
+def whole_sections(data: bytes) -> list[Capture]:
+    """Up to the last whole block."""
+    starts: list[int] = []
+    at = 0
+    while len(data) - at >= 8:
+        kind, length = struct.unpack_from("<II", data, at)
+        if len(data) - at < length:
+            break
+        if kind == 0x0A0D0D0A:
+            starts.append(at)
+        at += length
+    return [read_pcapng(data[start:end]) for start, end in pairwise([*starts, at])]

@@ -12,6 +12,14 @@ MAX_MATCHES = 128
 """Flat matches that one tap's filter may compile to."""
 MAX_POINTS_PER_SOURCE = 128
 MAX_FLOOD_ENTRIES = 1024
+MAX_SOURCES = 2 * MAX_SLOTS
+"""Sources that the preprocessor holds: what all slots may need, one for untagged frames and one for any VLAN each."""
+MAX_FLOOD_LISTS = MAX_SLOTS
+"""(mirror, VLAN) pairs with receivers of broadcasts."""
+MAX_PEER_ADDRESSES = 1 << 16
+"""Addresses of all peer sets: half of what the kernel's map holds, since old and new sets are there side by side for a while."""
+MAX_TAP_PORTS = 128
+"""Likewise half of what the map of tap ports holds."""
 
 
 class Direction(StrEnum):

@@ -41,21 +41,25 @@ class ResolvedDestination:
 
 
 def resolve_destination(destination: TapDestination) -> ResolvedDestination | None:
-    """None where the destination has no address yet, or needs a backend that this version lacks (rewrite)."""
-    spec = destination.spec
-    if spec.address is None or spec.rewrite is not None:
+    """None where the destination has no address yet, or needs a backend that this version lacks (rewrite).
+
+    Of a collector that the operator runs, the status says where it is.
+    """
+    spec, collector = destination.spec, destination.spec.collector
+    runs = destination.status.collector if collector is not None and collector.address is None else None
+    address = runs.address if runs is not None else spec.address
+    if address is None or spec.rewrite is not None:
         return None
     encapsulation, port = _encapsulation(spec)
-    collector = spec.collector
     return ResolvedDestination(
         name=destination.metadata.name,
         encapsulation=encapsulation,
-        remote=spec.address,
-        port=port,
+        remote=address,
+        port=runs.port if runs is not None and port else port,
         trailer=collector is not None and encapsulation is Encapsulation.GRE_UDP,
         oversize=Oversize.TRUNCATE if spec.oversize is OversizePolicy.TRUNCATE else Oversize.FRAGMENT,
         fixed_id=spec.fixed_id,
-        control=_control(collector) if collector is not None else None,
+        control=ControlEndpoint(runs.url.rstrip("/"), "") if runs is not None else _control(collector),
     )
 
 
@@ -67,7 +71,7 @@ def _encapsulation(spec: TapDestinationSpec) -> tuple[Encapsulation, int]:
     return (Encapsulation.GRE if spec.gre is not None else Encapsulation.ERSPAN2), 0
 
 
-def _control(collector: CollectorTarget) -> ControlEndpoint | None:
-    if collector.control is None:
+def _control(collector: CollectorTarget | None) -> ControlEndpoint | None:
+    if collector is None or collector.control is None:
         return None
     return ControlEndpoint(collector.control.endpoint, collector.control.token_file or "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
+from vtap_agent.plan.cluster import PeerKey, Peers
 from vtap_agent.plan.inventory_model import Inventory, Pod
 from vtap_agent.plan.selectors import matches
 from vtap_api import Peer
@@ -19,9 +20,13 @@ def namespace_labels(namespace: str) -> Mapping[str, str]:
 
 
 class PeerSets:
-    """Sets by content: the same addresses always get the same id, other addresses another."""
+    """Sets by content: the same addresses always get the same id, other addresses another.
 
-    def __init__(self, inventory: Inventory) -> None:
+    `known` holds what every selector means, where the operator resolves them; without it the node's own pods are all there are.
+    """
+
+    def __init__(self, inventory: Inventory, known: Peers | None = None) -> None:
+        self._known = known
         self._pods = inventory.pods
         self._addresses: dict[str, set[str]] = {}
         for interface in inventory.interfaces:
@@ -30,18 +35,22 @@ class PeerSets:
 
     def resolve(self, peer: Peer, own_namespace: str) -> int:
         """The id of the set of addresses of all pods that `peer` selects, as seen from a tap in `own_namespace`."""
-        addresses = frozenset(
-            address
-            for pod in self._pods
-            if _selects(peer, own_namespace, pod)
-            for address in self._addresses.get(pod.ref.uid, ())
-        )
+        known = self._known
+        addresses = self._of_pods(peer, own_namespace) if known is None else known[PeerKey.of(own_namespace, peer)]
         digest = hashlib.sha256("\n".join(sorted(addresses)).encode()).digest()
         set_id = int.from_bytes(digest[:4], "big") or 1
         while self.sets.get(set_id, addresses) != addresses:
             set_id = set_id % (2**32 - 1) + 1
         self.sets[set_id] = addresses
         return set_id
+
+    def _of_pods(self, peer: Peer, own_namespace: str) -> frozenset[str]:
+        return frozenset(
+            address
+            for pod in self._pods
+            if _selects(peer, own_namespace, pod)
+            for address in self._addresses.get(pod.ref.uid, ())
+        )
 
 
 def _selects(peer: Peer, own_namespace: str, pod: Pod) -> bool:

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from vtap_agent.plan import verdicts
+from vtap_agent.plan.cluster import COMPONENT_LABEL, Cluster, tap_key
 from vtap_agent.plan.compile import compile_tap
-from vtap_agent.plan.dataplane import Direction, MirrorKey, TapPointName, TapProgram
+from vtap_agent.plan.dataplane import MAX_PEER_ADDRESSES, Direction, MirrorKey, TapPointName, TapProgram
 from vtap_agent.plan.destinations import ResolvedDestination, resolve_destination
 from vtap_agent.plan.inventory_model import BridgePort, Inventory, Pod, PodInterface
 from vtap_agent.plan.peers import PeerSets, namespace_labels
@@ -26,6 +27,19 @@ class Desired:
     taps: tuple[VirtualTap, ...] = ()
     destinations: tuple[TapDestination, ...] = ()
     generations: Mapping[str, int] = field(default_factory=dict[str, int])
+    cluster: Cluster | None = None
+    """None on one machine."""
+
+    def applied(self, tap: VirtualTap) -> VirtualTap | None:
+        """The version of a tap to carry out; None where there is none yet, as its peers are not known."""
+        name = tap_key(tap)
+        if self.cluster is None or name not in self.cluster.waiting:
+            return tap
+        return self.cluster.former.get(name)
+
+    def labels(self, namespace: str) -> Mapping[str, str] | None:
+        """What a namespaceSelector sees of a namespace; None where that is not known yet."""
+        return namespace_labels(namespace) if self.cluster is None else self.cluster.namespaces.get(namespace)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +74,14 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class TapFailure:
+    """A tap ("namespace/name") on which planning failed in a way that nobody foresaw."""
+
+    tap: str
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
 class Selection:
     """What there should be. `destinations` and `programs` hold at least those that some candidate names."""
 
@@ -68,11 +90,13 @@ class Selection:
     peer_sets: Mapping[int, frozenset[str]]
     destinations: Mapping[str, ResolvedDestination]
     verdicts: tuple[TapVerdict, ...]
+    failures: tuple[TapFailure, ...] = ()
 
 
 def remotes(desired: Desired) -> frozenset[str]:
     """Addresses that copies go to: what the inventory has to find the way to."""
-    named = {tap.spec.destination_ref.name for tap in desired.taps}
+    applied = (desired.applied(tap) for tap in desired.taps)
+    named = {tap.spec.destination_ref.name for tap in applied if tap is not None}
     resolved = (resolve_destination(item) for item in desired.destinations if item.metadata.name in named)
     return frozenset(item.remote for item in resolved if item is not None)
 
@@ -81,56 +105,142 @@ def select(desired: Desired, inventory: Inventory) -> Selection:
     """Every tap point that should exist on this node, and a verdict for each tap."""
     destinations = {item.metadata.name: item for item in desired.destinations}
     resolved = {name: known for name, item in destinations.items() if (known := resolve_destination(item)) is not None}
-    finder = _PointFinder(inventory, frozenset(item.remote for item in resolved.values()))
-    peers = PeerSets(inventory)
+    finder = _PointFinder(inventory, frozenset(item.remote for item in resolved.values()), desired.cluster)
+    peers = PeerSets(inventory, desired.cluster.peers if desired.cluster else None)
     candidates: list[Candidate] = []
     programs: dict[str, TapProgram] = {}
     said: list[TapVerdict] = []
+    failures: list[TapFailure] = []
     for tap in sorted(desired.taps, key=lambda item: (item.metadata.namespace, item.metadata.name)):
-        namespace, name = tap.metadata.namespace, tap.metadata.name
-        generation = desired.generations.get(f"VirtualTap/{namespace}/{name}", 1)
-        reason, refusal = _refusal(tap, destinations, resolved)
-        verdict = TapVerdict(namespace, name, generation, reason, refusal, 0, tap.spec.destination_ref.name)
-        if not refusal:
-            pods, found, refused = finder.points(tap, resolved[verdict.destination])
-            candidates.extend(found)
-            programs[f"{namespace}/{name}"] = compile_tap(tap.spec, lambda peer, own=namespace: peers.resolve(peer, own))
-            verdict = replace(verdict, matched_pods=pods, points=tuple(refused))
-        said.append(verdict)
-    return Selection(tuple(candidates), programs, peers.sets, resolved, tuple(said))
+        applied = desired.applied(tap)
+        verdict = _verdict(tap, applied or tap, desired)
+        try:
+            chosen = _choose(applied or tap, verdict, desired, destinations, resolved, finder, peers)
+        except Exception as error:  # One tap's trouble, whatever it is, must not be every tap's.
+            failures.append(TapFailure(tap_key(tap), error))
+            said.append(replace(verdict, reason="InternalError", refusal=verdicts.unforeseen(error)))
+            continue
+        candidates.extend(chosen.candidates)
+        if chosen.program is not None:
+            programs[tap_key(tap)] = chosen.program
+        said.append(chosen.verdict)
+    return Selection(tuple(candidates), programs, peers.sets, resolved, tuple(said), tuple(failures))
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """What comes of one tap."""
+
+    verdict: TapVerdict
+    candidates: tuple[Candidate, ...] = ()
+    program: TapProgram | None = None
+
+
+def _verdict(tap: VirtualTap, applied: VirtualTap, desired: Desired) -> TapVerdict:
+    """Of a tap that nothing is known against."""
+    namespace, name = tap.metadata.namespace, tap.metadata.name
+    generation = desired.generations.get(f"VirtualTap/{namespace}/{name}", 1)
+    destination, direction = applied.spec.destination_ref.name, applied.spec.direction
+    return TapVerdict(namespace, name, generation, "Accepted", "", 0, destination, direction=direction)
+
+
+def _choose(
+    tap: VirtualTap,
+    desired: Desired,
+    destinations: Mapping[str, TapDestination],
+    resolved: Mapping[str, ResolvedDestination],
+    finder: _PointFinder,
+    peers: PeerSets,
+    verdict: TapVerdict,
+) -> _Chosen:
+    reason, refusal = _refusal(tap, desired, destinations, resolved)
+    if refusal:
+        return _Chosen(replace(verdict, reason=reason, refusal=refusal))
+    waiting_reason, waiting = _waiting(tap, desired, destinations, resolved)
+    verdict = replace(verdict, matched_pods=finder.count(tap), waiting_reason=waiting_reason, waiting=waiting)
+    applied = desired.applied(tap)
+    if applied is None or applied.spec.destination_ref.name not in resolved:
+        return _Chosen(verdict)
+    found, refused = finder.points(applied, resolved[applied.spec.destination_ref.name])
+    before = dict(peers.sets)
+    program = compile_tap(applied.spec, lambda peer: peers.resolve(peer, tap.metadata.namespace))
+    held = sum(map(len, peers.sets.values()))
+    if held > MAX_PEER_ADDRESSES:
+        peers.sets = before
+        return _Chosen(replace(verdict, reason="TooManyPeers", refusal=verdicts.too_many_peers(held)))
+    return _Chosen(replace(verdict, points=tuple(refused)), tuple(found), program)
 
 
 def _refusal(
-    tap: VirtualTap, destinations: Mapping[str, TapDestination], resolved: Mapping[str, ResolvedDestination]
+    tap: VirtualTap,
+    desired: Desired,
+    destinations: Mapping[str, TapDestination],
+    resolved: Mapping[str, ResolvedDestination],
 ) -> tuple[str, str]:
     """(reason, sentence) why a tap cannot be had at all; the sentence is empty where it can."""
     wanted = tap.spec.destination_ref.name
-    refused = refusal(tap, destinations, namespace_labels(tap.metadata.namespace))
-    if wanted in destinations and wanted not in resolved and (refused is None or refused.reason == "BackendUnavailable"):
+    if desired.cluster is not None and tap_key(tap) in desired.cluster.expired:
+        return "Expired", verdicts.expired(tap.spec.ttl or "")
+    labels, destination = desired.labels(tap.metadata.namespace), destinations.get(wanted)
+    if labels is None and destination is not None and destination.spec.allowed_namespaces.selector is not None:
+        return "NamespaceUnknown", verdicts.namespace_unknown(tap.metadata.namespace)
+    refused = refusal(tap, destinations, labels or {})
+    unusable = wanted in destinations and wanted not in resolved and not _starts(tap, desired, destinations)
+    if unusable and (refused is None or refused.reason == "BackendUnavailable"):
         refused = destination_unusable(wanted)
     return ("Accepted", "") if refused is None else (refused.reason, refused.sentence)
+
+
+def _waiting(
+    tap: VirtualTap,
+    desired: Desired,
+    destinations: Mapping[str, TapDestination],
+    resolved: Mapping[str, ResolvedDestination],
+) -> tuple[str, str]:
+    """(reason, sentence) why an accepted tap is not in force as it stands, both empty where it is."""
+    wanted = tap.spec.destination_ref.name
+    if desired.cluster is None:
+        return "", ""
+    if wanted not in resolved and _starts(tap, desired, destinations):
+        return "CollectorStarting", verdicts.collector_starting(wanted)
+    sentence = desired.cluster.waiting.get(tap_key(tap), "")
+    return ("PeersUnresolved", sentence) if sentence else ("", "")
+
+
+def _starts(tap: VirtualTap, desired: Desired, destinations: Mapping[str, TapDestination]) -> bool:
+    """Whether the destination is a collector that the operator runs: its address comes with its status."""
+    destination = destinations.get(tap.spec.destination_ref.name)
+    collector = destination.spec.collector if destination is not None else None
+    return desired.cluster is not None and collector is not None and collector.address is None
 
 
 class _PointFinder:
     """Finds the tap points of one tap after another in the same inventory."""
 
-    def __init__(self, inventory: Inventory, receivers: frozenset[str]) -> None:
+    def __init__(self, inventory: Inventory, receivers: frozenset[str], cluster: Cluster | None) -> None:
         self._pods: dict[tuple[str, ...], list[Pod]] = defaultdict(list)
         for pod in inventory.pods:
             self._pods[(pod.ref.namespace,)].append(pod)
             for label in pod.labels.items():
                 self._pods[(pod.ref.namespace, *label)].append(pod)
         self._receivers = receivers
+        self._own_namespace = cluster.own_namespace if cluster else ""
         self._interfaces: dict[str, list[PodInterface]] = defaultdict(list)
         for interface in inventory.interfaces:
             self._interfaces[interface.pod.uid].append(interface)
 
-    def points(self, tap: VirtualTap, receiver: ResolvedDestination) -> tuple[int, list[Candidate], list[PointVerdict]]:
-        """(number of matched pods, tap points, what cannot be tapped)."""
-        pods = [pod for pod in self._worth_a_look(tap) if matches(tap.spec.pod_selector, pod.labels)]
+    def count(self, tap: VirtualTap) -> int:
+        """The number of matched pods."""
+        return len(self._matched(tap))
+
+    def _matched(self, tap: VirtualTap) -> list[Pod]:
+        return [pod for pod in self._worth_a_look(tap) if matches(tap.spec.pod_selector, pod.labels)]
+
+    def points(self, tap: VirtualTap, receiver: ResolvedDestination) -> tuple[list[Candidate], list[PointVerdict]]:
+        """(tap points, what cannot be tapped)."""
         found: list[Candidate] = []
         refused: list[PointVerdict] = []
-        for pod in pods:
+        for pod in self._matched(tap):
             refusal = self._pod_refusal(pod)
             if refusal is not None:
                 refused.append(refusal)
@@ -146,7 +256,7 @@ class _PointFinder:
                     refused.append(verdicts.pod_refused(pod, interface.name, "NoPort", verdicts.no_port(interface)))
                 else:
                     found.extend(_candidates(tap, pod, interface, interface.port, receiver))
-        return len(pods), found, refused
+        return found, refused
 
     def _worth_a_look(self, tap: VirtualTap) -> list[Pod]:
         """The pods of the tap's namespace, only those with its first wanted label where it wants one."""
@@ -154,6 +264,8 @@ class _PointFinder:
         return self._pods.get((tap.metadata.namespace, *label), [])
 
     def _pod_refusal(self, pod: Pod) -> PointVerdict | None:
+        if self._own_namespace and pod.ref.namespace == self._own_namespace and COMPONENT_LABEL in pod.labels:
+            return verdicts.pod_refused(pod, "", "IsOurs", verdicts.is_ours(pod))
         if pod.host_network:
             return verdicts.pod_refused(pod, "", "HostNetwork", verdicts.host_network(pod))
         own = {address for interface in self._interfaces.get(pod.ref.uid, []) for address in interface.addresses}

@@ -28,7 +28,10 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class ControlEndpoint:
-    """Where a collector hears announcements: `url` is ``http://HOST:PORT`` or ``unix:PATH``; `token_file` may be empty."""
+    """Where a collector hears announcements: `url` is ``http://HOST:PORT`` or ``unix:PATH``; `token_file` may be empty.
+
+    In a cluster `url` is ``https://HOST:PORT``, and our client certificate says who we are.
+    """
 
     url: str
     token_file: str

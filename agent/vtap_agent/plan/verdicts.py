@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from vtap_agent.plan.dataplane import MAX_FLOOD_ENTRIES, MAX_POINTS_PER_SOURCE, TapPointName
+from vtap_agent.plan.dataplane import (
+    MAX_FLOOD_ENTRIES,
+    MAX_PEER_ADDRESSES,
+    MAX_POINTS_PER_SOURCE,
+    MAX_TAP_PORTS,
+    TapPointName,
+)
 from vtap_agent.plan.inventory_model import BridgePort, NextHop, NextHopState, Pod, PodInterface
 
 
@@ -30,6 +36,8 @@ class PointVerdict:
     message: str
     backend: str = ""
     bridge: str = ""
+    port: str = ""
+    """The UUID of its OVS port, empty where it has none."""
     fed: bool = False
     """Whether the data plane gives it copies, if only to count them as dropped."""
 
@@ -46,6 +54,11 @@ class TapVerdict:
     matched_pods: int
     destination: str
     points: tuple[PointVerdict, ...] = ()
+    direction: str = "Both"
+    """As the tap's spec says."""
+    waiting_reason: str = ""
+    waiting: str = ""
+    """Why an accepted tap is not in force as it stands: a sentence, empty where it is."""
 
 
 def pod_refused(pod: Pod, interface: str, reason: str, sentence: str) -> PointVerdict:
@@ -72,12 +85,32 @@ def delivery_verdict(name: TapPointName, remote: str, hop: NextHop, port: Bridge
         made = point_verdict(name, PointState.WAITING, "NoNeighbour", sentence)
     else:
         made = point_verdict(name, PointState.READY, "Programmed", f"mirrored at {port.name} on {port.bridge}")
-    return replace(made, bridge=port.bridge, fed=fed)
+    return replace(made, bridge=port.bridge, port=port.uuid, fed=fed)
 
 
 def host_network(pod: Pod) -> str:
     """Why a host-network pod is refused."""
     return f"pod {pod.ref} uses the node's network; a tap on it would copy the whole node, so it is refused"
+
+
+def is_ours(pod: Pod) -> str:
+    """Why a pod of ours is refused."""
+    return f"pod {pod.ref} is a part of VirtualTap itself; tapping it would copy copies, so it is refused"
+
+
+def expired(ttl: str) -> str:
+    """Why a tap copies nothing any more."""
+    return f"spec.ttl: the {ttl} that the tap was to live are over; create it anew to go on"
+
+
+def namespace_unknown(namespace: str) -> str:
+    """Why it can't be told yet whether a tap may use its destination."""
+    return f"the labels of namespace {namespace!r} are not known yet, so that nothing is copied; the API server has to tell them"
+
+
+def collector_starting(destination: str) -> str:
+    """Why nothing is copied to a collector that the operator runs."""
+    return f"the collector of TapDestination {destination!r} has no address yet; the operator's status of it says how far it is"
 
 
 def is_receiver(pod: Pod, addresses: frozenset[str]) -> str:
@@ -127,4 +160,35 @@ def too_many_receivers(bridge: str) -> str:
     return (
         f"more than {MAX_FLOOD_ENTRIES} Ingress tap points share a VLAN of {bridge} on this node, too many for one broadcast; "
         "select fewer pods, or only direction Egress"
+    )
+
+
+def too_many_mirrors(bridge: str) -> str:
+    """Why a tap point on one more bridge is refused."""
+    return (
+        f"taps on this node already need {MAX_TAP_PORTS} tap ports, one a bridge and direction, which is all it can have; "
+        f"tap pods of fewer bridges, so that {bridge} finds room"
+    )
+
+
+def too_many_peers(selected: int) -> str:
+    """Why a tap whose peers select so many addresses is refused."""
+    return (
+        f"spec.filter.rules: the peers that taps on this node select are {selected} addresses with this tap's, and at most "
+        f"{MAX_PEER_ADDRESSES} can be held; select fewer pods, or name their networks by cidr"
+    )
+
+
+def unforeseen(error: Exception) -> str:
+    """Why a tap on which planning itself fails is left out."""
+    return (
+        f"this tap cannot be planned ({type(error).__name__}: {error}), which is a mistake of the agent's: please report what "
+        "its log says; other taps are not affected"
+    )
+
+
+def unwritable(sentence: str) -> str:
+    """Why a tap whose program has no form in the preprocessor is left out."""
+    return (
+        f"this tap's filter, sampling or rate cannot be put into the preprocessor ({sentence}); change it to less extreme values"
     )

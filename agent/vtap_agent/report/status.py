@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vtap_agent.plan.dataplane import MirrorKey
+from vtap_agent.plan.shortfalls import Shortfall, about
 from vtap_agent.plan.verdicts import PointState, PointVerdict, TapVerdict
 from vtap_agent.report.ledger import Row
 from vtap_agent.report.rates import Rate
@@ -35,14 +36,14 @@ class TapStatus:
 class Observations:
     """What planning cannot know.
 
-    `stopped` is the sentence that says why the last pass did not come to its end, empty where it did. `unverified` are sentences
-    about what the kernel or OVS does not hold as wanted; `mirror_problems` about mirrors that do not copy as they should. Of
+    `stopped` is the sentence that says why the last pass did not come to its end, empty where it did. `unverified` is
+    what the kernel or OVS does not hold as wanted; `mirror_problems` about mirrors that do not copy as they should. Of
     destinations, by name: `told` are those with a collector of ours, `confirming` those whose collector acknowledges the streams,
     and `collector_problems` says why others do not.
     """
 
     stopped: str = ""
-    unverified: tuple[str, ...] = ()
+    unverified: tuple[Shortfall, ...] = ()
     mirror_problems: Mapping[MirrorKey, str] = field(default_factory=dict[MirrorKey, str])
     told: frozenset[str] = frozenset()
     collector_problems: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -80,11 +81,13 @@ def _programming_trouble(verdict: TapVerdict, observations: Observations) -> tup
         return "NotApplied", observations.stopped
     if verdict.matched_pods == 0:
         return "NoPods", "spec.podSelector: matches no pod of this namespace on this node"
+    if verdict.waiting:
+        return verdict.waiting_reason, verdict.waiting
     if refused := [point for point in verdict.points if point.state is PointState.REFUSED]:
         return refused[0].reason, _first_of(refused)
     if unfed := [point for point in verdict.points if not point.fed]:
         return unfed[0].reason, _first_of(unfed)
-    sentences = [*observations.unverified, *_about_mirrors(verdict, observations.mirror_problems)]
+    sentences = [*about(verdict, observations.unverified), *_about_mirrors(verdict, observations.mirror_problems)]
     return ("NotVerified", sentences[0]) if sentences else ("", "")
 
 
@@ -96,6 +99,8 @@ def _about_mirrors(verdict: TapVerdict, problems: Mapping[MirrorKey, str]) -> li
 
 def _delivering(verdict: TapVerdict, observations: Observations) -> Condition:
     ready = [point for point in verdict.points if point.state is PointState.READY]
+    if verdict.waiting and not ready:
+        return _condition(verdict, "Delivering", "False", verdict.waiting_reason, verdict.waiting)
     problem = observations.collector_problems.get(verdict.destination, "")
     if problem:
         return _condition(verdict, "Delivering", "False", "CollectorUnreachable", problem)

@@ -1,0 +1,261 @@
+"""Objects as the API server sends them, as far as the operator reads them. What is not named here is skipped while decoding."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+import msgspec
+from msgspec import Raw, Struct, field
+
+NETWORK_STATUS = "k8s.v1.cni.cncf.io/network-status"
+"""What Multus writes of a pod's networks (the Network Plumbing Working Group's specification 1.3)."""
+FINISHED = frozenset({"Succeeded", "Failed"})
+"""Phases of pods without packets."""
+
+
+class Wire(Struct, rename="camel", omit_defaults=True, gc=False):
+    """What is not sent has its default."""
+
+
+class ListMeta(Wire):
+    """Of a list."""
+
+    resource_version: str = ""
+    continue_: str = field(default="", name="continue")
+
+
+class Owner(Wire):
+    """An object that another goes with."""
+
+    kind: str = ""
+    name: str = ""
+    uid: str = ""
+
+
+class Meta(Wire):
+    """Of any object."""
+
+    name: str = ""
+    namespace: str = ""
+    uid: str = ""
+    resource_version: str = ""
+    creation_timestamp: str | None = None
+    deletion_timestamp: str | None = None
+    labels: dict[str, str] | None = None
+    owner_references: list[Owner] | None = None
+
+
+class PodAnnotations(Wire):
+    """The one annotation that says where else a pod is."""
+
+    network_status: str = field(default="", name=NETWORK_STATUS)
+
+
+class PodMeta(Meta):
+    """Of a pod."""
+
+    annotations: PodAnnotations | None = None
+
+
+class PodSpec(Wire):
+    """Of a pod."""
+
+    host_network: bool | None = None
+    node_name: str = ""
+
+
+class PodAddress(Wire):
+    """One of a pod's."""
+
+    ip: str = ""
+
+
+class Waiting(Wire):
+    """Why a container does not run."""
+
+    reason: str = ""
+    message: str = ""
+
+
+class ContainerState(Wire):
+    """Of a container."""
+
+    waiting: Waiting | None = None
+
+
+class ContainerStatus(Wire):
+    """Of a container."""
+
+    state: ContainerState | None = None
+
+
+class PodCondition(Wire):
+    """Of a pod."""
+
+    type: str = ""
+    status: str = ""
+    reason: str = ""
+    message: str = ""
+
+
+class PodStatus(Wire):
+    """Of a pod."""
+
+    phase: str = ""
+    pod_ip: str = field(default="", name="podIP")
+    pod_ips: list[PodAddress] | None = field(default=None, name="podIPs")
+    conditions: list[PodCondition] | None = None
+    container_statuses: list[ContainerStatus] | None = None
+
+
+class SmallPodStatus(Wire):
+    """Of a pod, as far as peers need it."""
+
+    phase: str = ""
+    pod_ip: str = field(default="", name="podIP")
+    pod_ips: list[PodAddress] | None = field(default=None, name="podIPs")
+
+
+class Pod(Wire):
+    """A pod as far as peers need it."""
+
+    metadata: PodMeta
+    spec: PodSpec = PodSpec()
+    status: SmallPodStatus = SmallPodStatus()
+
+
+class WholePod(Wire):
+    """A pod of ours: whether it works, and if not, why."""
+
+    metadata: PodMeta
+    spec: PodSpec = PodSpec()
+    status: PodStatus = PodStatus()
+
+
+class ServiceSpec(Wire):
+    """Of a Service."""
+
+    selector: dict[str, str] | None = None
+    cluster_ip: str = field(default="", name="clusterIP")
+    cluster_ips: list[str] | None = field(default=None, name="clusterIPs")
+    type: str = ""
+
+
+class Service(Wire):
+    """A Service."""
+
+    metadata: Meta
+    spec: ServiceSpec = ServiceSpec()
+
+
+class Bare(Wire):
+    """An object of which only metadata matters."""
+
+    metadata: Meta
+
+
+class SliceSpec(Wire):
+    """Of a TapPeerSlice."""
+
+    tap_namespace: str = ""
+    pod_selector: Raw = Raw(b"")
+    namespace_selector: Raw = Raw(b"")
+    index: int = 0
+    count: int = 1
+    addresses: list[str] | None = None
+
+
+class PeerSlice(Wire):
+    """A TapPeerSlice."""
+
+    metadata: Meta
+    spec: SliceSpec = SliceSpec()
+
+
+class KeyBlock(Wire):
+    """Of a TapNode."""
+
+    first: int = 0
+    size: int = 0
+
+
+class TapNodeSpec(Wire):
+    """Of a TapNode."""
+
+    key_block: KeyBlock | None = None
+
+
+class KeyedNode(Wire):
+    """A TapNode as far as key blocks need it."""
+
+    metadata: Meta
+    spec: TapNodeSpec = TapNodeSpec()
+
+
+Item = TypeVar("Item")
+
+
+class Page(Wire, Generic[Item]):
+    """A part of a list."""
+
+    metadata: ListMeta = ListMeta()
+    items: list[Item] | None = None
+
+
+class Event(Wire):
+    """Of a watch."""
+
+    type: str
+    object: Raw
+
+
+class EventObject(Wire):
+    """Of a bookmark, or of an error."""
+
+    metadata: ListMeta = ListMeta()
+    code: int = 0
+    reason: str = ""
+    message: str = ""
+
+
+class _Network(Wire):
+    ips: list[str] | None = None
+
+
+_NETWORKS = msgspec.json.Decoder(list[_Network])
+
+
+def pod_addresses(pod: Pod | WholePod) -> Iterator[str]:
+    """Addresses on every network; none of a pod that has finished or uses its node's network. Some may come twice."""
+    if pod.spec.host_network or pod.status.phase in FINISHED:
+        return
+    if pod.status.pod_ip:
+        yield pod.status.pod_ip
+    for one in pod.status.pod_ips or ():
+        yield one.ip
+    annotations = pod.metadata.annotations
+    if annotations is not None and annotations.network_status:
+        yield from _network_addresses(annotations.network_status)
+
+
+def _network_addresses(text: str) -> Iterator[str]:
+    """Whoever may annotate a pod may write anything there: what is no address is left out."""
+    try:
+        networks = _NETWORKS.decode(text)
+    except (msgspec.MsgspecError, UnicodeError):
+        return
+    for network in networks:
+        for address in network.ips or ():
+            try:
+                yield str(ipaddress.ip_address(address.partition("/")[0]))
+            except ValueError:
+                continue
+
+
+def cluster_ips(service: Service) -> Iterator[str]:
+    """ClusterIPs; a headless Service has none."""
+    for address in dict.fromkeys((service.spec.cluster_ip, *(service.spec.cluster_ips or ()))):
+        if address and address != "None":
+            yield address

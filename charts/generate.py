@@ -1,4 +1,4 @@
-"""`python charts/generate.py [--check]`: writes the chart's README (from values.yaml) and CRDs (from crds/), or names stale ones."""
+"""`python charts/generate.py [--check]`: writes the chart's README (of values.yaml) and CRDs (of crds/), or names the stale."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """What runs before the chart goes: every node is cleaned and seen to be clean, then the collectors go.
 
 The DaemonSet of the agents is turned into one that runs `vtap-agent --cleanup` first and then does nothing: a pod of it that is
-ready means a clean node. The DaemonSet itself is Helm's to delete. A node that doesn't answer is named in an Event and left out: its
-programs stop copying by their lease, and what is pinned there ends with its next start.
+ready means a clean node. The DaemonSet itself is for Helm to delete. A node that does not answer is named in an Event and left
+out: its programs stop copying by their lease, and what is pinned there ends with its next start.
 """
 
 from __future__ import annotations

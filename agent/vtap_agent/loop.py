@@ -31,6 +31,7 @@ from vtap_agent.plan.inventory_model import Inventory
 from vtap_agent.plan.mirror_health import unhealthy
 from vtap_agent.plan.mirrors import MirrorStep
 from vtap_agent.plan.selection import Desired, Selection, remotes, select
+from vtap_agent.plan.shortfalls import Shortfall
 from vtap_agent.plan.slots import SlotTable
 from vtap_agent.plan.steadiness import vanished, with_interfaces, with_switch
 from vtap_agent.plan.steps import Phase, ordered
@@ -112,8 +113,9 @@ class _Planned:
     confirmed: Announced
     selection: Selection
     unrefused: Plan
-    """As if Open vSwitch could make every mirror."""
-    refused: Mapping[MirrorKey, str]
+    """As if Open vSwitch could make every mirror, and the preprocessor hold every program."""
+    refused: tuple[Mapping[MirrorKey, str], Mapping[str, str]]
+    """Mirrors and programs that cannot be had, and why."""
     plan: Plan
 
 
@@ -129,7 +131,7 @@ class Loop:
         self._wanted = DataPlane()
         self._failure = ""
         self._tick_failure = ""
-        self._unverified: tuple[str, ...] = ()
+        self._unverified: tuple[Shortfall, ...] = ()
         self._mirror_problems: Mapping[MirrorKey, str] = {}
         self._source_problems: tuple[str, ...] = ()
         self._inventory_problems: tuple[str, ...] = ()
@@ -275,9 +277,11 @@ class Loop:
         known = self._planned
         if known is None or not self._still_holds(known, desired, inventory):
             known = self._planned_anew(desired, inventory)
-        refused = parts.mirrors.refusals(known.unrefused.dataplane) if inventory.switch.reachable else {}
+        wanted = known.unrefused.dataplane
+        mirrors = parts.mirrors.refusals(wanted) if inventory.switch.reachable else {}
+        refused = (mirrors, parts.pipeline.refusals(wanted))
         if refused != known.refused:
-            plan = self._assemble(known.selection, inventory, refused) if refused else known.unrefused
+            plan = self._assemble(known.selection, inventory, *refused) if any(refused) else known.unrefused
             known = replace(known, refused=refused, plan=plan)
         self._planned = known
         return known.plan
@@ -294,13 +298,24 @@ class Loop:
     def _planned_anew(self, desired: Desired, inventory: Inventory) -> _Planned:
         accounts = self._parts.accounts
         selection = select(desired, inventory)
+        for failure in selection.failures:
+            log.error("tap %s cannot be planned", failure.tap, exc_info=failure.error)
+            self.metrics.failures.labels("plan").inc()
         accounts.admit(candidate.stream for candidate in selection.candidates)
         plan = self._assemble(selection, inventory)
-        return _Planned(desired, inventory, accounts.slots, accounts.confirmed, selection, plan, {}, plan)
+        return _Planned(desired, inventory, accounts.slots, accounts.confirmed, selection, plan, ({}, {}), plan)
 
-    def _assemble(self, selection: Selection, inventory: Inventory, refused: Mapping[MirrorKey, str] | None = None) -> Plan:
+    def _assemble(
+        self,
+        selection: Selection,
+        inventory: Inventory,
+        refused_mirrors: Mapping[MirrorKey, str] | None = None,
+        refused_programs: Mapping[str, str] | None = None,
+    ) -> Plan:
         accounts = self._parts.accounts
-        return assemble(selection, accounts.slots, self._first_key, accounts.confirmed, inventory, refused)
+        return assemble(
+            selection, accounts.slots, self._first_key, accounts.confirmed, inventory, refused_mirrors, refused_programs
+        )
 
     def _apply(self, wanted: DataPlane) -> bool:
         """Every step in the order of its phase; those of the mirrors together, in one transaction, at their place in it.
@@ -338,9 +353,10 @@ class Loop:
                     self._parts.pipeline.apply(step)
         self.metrics.steps.labels(phase.name.lower()).inc(len(steps))
 
-    def _verify(self, wanted: DataPlane, *, changed: bool) -> tuple[str, ...]:
+    def _verify(self, wanted: DataPlane, *, changed: bool) -> tuple[Shortfall, ...]:
         """Look again where something was changed: what still differs from what is wanted."""
-        left = [f"still to do: {step}" for step in self._pipeline_steps(wanted)] if changed else []
+        with self._lease.lock:
+            left = self._parts.pipeline.shortfalls(wanted) if changed else ()
         return (*left, *self._parts.mirrors.verify(wanted))
 
     def remove_everything(self) -> None:
@@ -428,7 +444,11 @@ class Loop:
         self.view = replace(
             self.view,
             statuses=statuses,
-            problems=(*self._source_problems, *self._inventory_problems),
+            problems=(
+                *self._source_problems,
+                *self._inventory_problems,
+                *(shortfall.sentence for shortfall in self._unverified if shortfall.concerns_nobody),
+            ),
             files_refused=len(self._source_problems),
         )
 

@@ -30,6 +30,7 @@ from vtap_agent.plan.mirrors import (
     tap_port_name,
     unlike,
 )
+from vtap_agent.plan.shortfalls import Shortfall
 from vtap_agent.plan.steps import Step
 
 SAMPLE_INTERVAL = 1.0
@@ -96,8 +97,8 @@ class OvsMirrorBackend:
                 self._purger.request(f"Open vSwitch {version} may not notice a mirror's change")
             self._owes_purge = False
 
-    def verify(self, wanted: DataPlane) -> tuple[str, ...]:
-        """What still differs from `wanted` in the database, as sentences. Raises as `plan`."""
+    def verify(self, wanted: DataPlane) -> tuple[Shortfall, ...]:
+        """What still differs from `wanted` in the database, and whom it concerns. Raises as `plan`."""
         self._purge_after_change()
         return unlike(self._observe_for(wanted), wanted.mirrors, self._stamp)
 

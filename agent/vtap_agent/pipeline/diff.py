@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from vtap_agent.errors import TellUser
+from vtap_agent.errors import TellUser, VtapError
 from vtap_agent.pipeline import encode
 from vtap_agent.pipeline.steps import (
     AddPeers,
@@ -30,13 +30,17 @@ from vtap_agent.pipeline.steps import (
 from vtap_agent.plan.dataplane import (
     ANY_VLAN,
     MAX_FLOOD_ENTRIES,
+    MAX_FLOOD_LISTS,
     MAX_POINTS_PER_SOURCE,
     MAX_SLOTS,
+    MAX_SOURCES,
     DataPlane,
     Direction,
     MirrorKey,
     TapPoint,
+    TapProgram,
 )
+from vtap_agent.plan.shortfalls import Shortfall
 from vtap_agent.plan.steps import ordered
 
 Place = tuple[MirrorKey, int, bytes]
@@ -105,18 +109,28 @@ def receivers(chosen: Iterable[Selection]) -> dict[tuple[MirrorKey, int], list[t
 
 
 def grown(observed: frozenset[Selection], desired: frozenset[Selection]) -> frozenset[Selection]:
-    """Desired sources with what they are still to lose, and sources that are still to go. A source that would hold more
-    entries than fit keeps the desired ones, and so does a mirror one of whose VLANs would hold more receivers than fit."""
+    """Desired sources with what they are still to lose, and sources that are still to go, as far as there is room for both.
+
+    What is desired always fits, as planning sees to. A source that would hold more entries than fit keeps the desired ones, and
+    so does a mirror one of whose VLANs would hold more receivers than fit. Of all the rest, so much goes at once as has no room.
+    """
     result = _by_place(observed)
-    for place, wanted in _by_place(desired).items():
+    wanted_places = _by_place(desired)
+    for place, wanted in wanted_places.items():
         old = result.get(place)
         slots = {entry & 0xFFFF for entry in wanted.entries}
         leaving = tuple(entry for entry in (old.entries if old else ()) if entry & 0xFFFF not in slots)
         entries = (wanted.entries + leaving)[:MAX_POINTS_PER_SOURCE]
         result[place] = Selection(wanted.mirror, wanted.vlan, wanted.mac, wanted.strip, entries)
     crowded = {mirror for (mirror, _), listed in receivers(result.values()).items() if len(listed) > MAX_FLOOD_ENTRIES}
-    fitting = (one for one in result.values() if one.mirror not in crowded)
-    return frozenset((*fitting, *(one for one in desired if one.mirror in crowded)))
+    fitting = {place: one for place, one in result.items() if one.mirror not in crowded}
+    fitting |= {place: one for place, one in wanted_places.items() if one.mirror in crowded}
+    going = sorted(fitting.keys() - wanted_places.keys(), key=lambda place: (place[0], place[1:]))
+    for place in going[max(0, MAX_SOURCES - len(wanted_places)) :]:
+        del fitting[place]
+    if len(receivers(fitting.values())) > MAX_FLOOD_LISTS:
+        return desired
+    return frozenset(fitting.values())
 
 
 def _source_steps(observed: frozenset[Selection], desired: frozenset[Selection]) -> list[PipelineStep]:
@@ -149,6 +163,22 @@ def _wanted_peers(addresses: frozenset[str]) -> bytes:
     return peers_digest(encode.peer_key(0, address) for address in addresses)
 
 
+@lru_cache(maxsize=MAX_SLOTS)
+def _program_value(name: str, value: TapProgram) -> bytes:
+    return encode.program(name, value)
+
+
+def unwritable(programs: Mapping[str, TapProgram]) -> dict[str, str]:
+    """Programs that have no form in the preprocessor, by name, with the reason."""
+    refused: dict[str, str] = {}
+    for name, value in programs.items():
+        try:
+            _program_value(name, value)
+        except (VtapError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+            refused[name] = f"{type(error).__name__}: {error}"
+    return refused
+
+
 def _point_steps(observed: Observed, desired: DataPlane, destinations: Mapping[str, int]) -> list[PipelineStep]:
     wanted = _point_values(desired.points, tuple(sorted(destinations.items())))
     steps: list[PipelineStep] = [
@@ -161,7 +191,7 @@ def diff(observed: Observed, desired: DataPlane, tap_ports: Mapping[MirrorKey, T
     """Steps that make the maps and programs what `desired` says, in the order of their phases."""
     programs = assign(observed.programs, desired.programs)
     destinations = assign(observed.destinations, desired.destinations)
-    program_values = {programs[name]: (name, encode.program(name, value)) for name, value in desired.programs.items()}
+    program_values = {programs[name]: (name, _program_value(name, value)) for name, value in desired.programs.items()}
     destination_values = {destinations[name]: (name, encode.destination(value)) for name, value in desired.destinations.items()}
     steps: list[PipelineStep] = [] if observed.pair_ready else [MakePair()]
     steps += [
@@ -180,3 +210,43 @@ def diff(observed: Observed, desired: DataPlane, tap_ports: Mapping[MirrorKey, T
     steps += [DropDestination(index) for index in observed.destinations if index not in destination_values]
     steps += [DropPeers(number) for number in observed.peer_sets if number not in desired.peer_sets]
     return ordered(steps)
+
+
+def shortfalls(observed: Observed, desired: DataPlane, tap_ports: Mapping[MirrorKey, TapPortDevices]) -> tuple[Shortfall, ...]:
+    """What `diff` would still have to do, and whom it concerns."""
+    programs = {point.slot: point.program for point in desired.points}
+    indices = assign(observed.programs, desired.programs)
+    missing = {
+        programs[entry & 0xFFFF]
+        for one in selections(desired, indices) - observed.selections
+        for entry in one.entries
+        if entry & 0xFFFF in programs
+    }
+
+    def concerning(step: PipelineStep) -> Shortfall:
+        sentence = f"still to do: {step}"
+        match step:
+            case MakePair():
+                return Shortfall(sentence, everybody=True)
+            case AttachPick():
+                return Shortfall(sentence, mirrors=frozenset({step.mirror}))
+            case AddPeers():
+                users = (name for name, value in desired.programs.items() if _uses(value, step.number))
+                return Shortfall(sentence, taps=frozenset(users))
+            case PutProgram():
+                return Shortfall(sentence, taps=frozenset({step.name}))
+            case PutDestination():
+                senders = (point.program for point in desired.points if point.destination == step.name)
+                return Shortfall(sentence, taps=frozenset(senders))
+            case PutPoint():
+                return Shortfall(sentence, taps=frozenset({programs[step.slot]}))
+            case Select() | Deselect():
+                return Shortfall(sentence, taps=frozenset(missing))
+            case DropPoint() | DropProgram() | DropDestination() | DropPeers():
+                return Shortfall(sentence)
+
+    return tuple(map(concerning, diff(observed, desired, tap_ports)))
+
+
+def _uses(program: TapProgram, peer_set: int) -> bool:
+    return any(match.peer_set == peer_set for match in program.matches)

@@ -12,7 +12,7 @@ from vtap_agent.drivers.libbpf import possible_cpus
 from vtap_agent.errors import Retry
 from vtap_agent.pipeline import devices, encode, layout
 from vtap_agent.pipeline.counters import SlotCounters
-from vtap_agent.pipeline.diff import Observed, diff, peers_digest, receivers
+from vtap_agent.pipeline.diff import Observed, diff, peers_digest, receivers, shortfalls, unwritable
 from vtap_agent.pipeline.kernel import ZERO, Kernel, destroy_pins, tickets_per_cpu, unmount_bpffs, word
 from vtap_agent.pipeline.steps import (
     AddPeers,
@@ -32,6 +32,7 @@ from vtap_agent.pipeline.steps import (
     TapPortDevices,
 )
 from vtap_agent.plan.dataplane import DataPlane, MirrorKey, NodeCounters
+from vtap_agent.plan.shortfalls import Shortfall
 
 PRESENT = b"\1"
 
@@ -119,8 +120,16 @@ class Pipeline:
 
     def verify(self, desired: DataPlane) -> list[str]:
         """What still differs, a sentence each; [] when all is as desired."""
+        return [shortfall.sentence for shortfall in self.shortfalls(desired)]
+
+    def shortfalls(self, desired: DataPlane) -> tuple[Shortfall, ...]:
+        """What still differs, and whom it concerns; () when all is as desired."""
         wanted = {key: self.tap_port_devices(key) for key in desired.mirrors}
-        return [f"still to do: {step}" for step in self.plan(desired, wanted)]
+        return shortfalls(self._observe(), desired, wanted)
+
+    def refusals(self, desired: DataPlane) -> dict[str, str]:
+        """Programs, by name, that the preprocessor cannot hold, and why."""
+        return unwritable(desired.programs)
 
     def apply(self, step: PipelineStep) -> None:
         """Does one step. Steps of another plan than the last are fine too: each says all it needs."""

@@ -12,6 +12,7 @@ from vtap_agent.plan.dataplane import (
     ANY_VLAN,
     MAX_FLOOD_ENTRIES,
     MAX_POINTS_PER_SOURCE,
+    MAX_TAP_PORTS,
     DataPlane,
     Destination,
     DestinationState,
@@ -66,15 +67,19 @@ def assemble(
     announced: Announced,
     inventory: Inventory,
     refused_mirrors: Mapping[MirrorKey, str] | None = None,
+    refused_programs: Mapping[str, str] | None = None,
 ) -> Plan:
     """The data plane for the selected points that have a slot.
 
     A stream to a collector is fed only once the collector has acknowledged it, so that the first copy already finds its name
     there. Streams to other people's endpoints are fed at once. `first_key` is the first key of the node's block.
-    `refused_mirrors` says which mirrors Open vSwitch cannot make, and why.
+    `refused_mirrors` says which mirrors Open vSwitch cannot make, and why; `refused_programs` which programs, by name, the
+    preprocessor cannot hold.
     """
     hops = {name: _next_hop(item, inventory) for name, item in selection.destinations.items()}
     placed, refused = _place(selection, slots, first_key, announced, hops)
+    placed, unwritable = _without(placed, refused_programs or {})
+    refused += unwritable
     placed = [_unless_refused(item, refused_mirrors or {}) for item in _limit_crowded(placed)]
     fed = [item for item in placed if item.feeds]
     used = {item.point.destination for item in placed}
@@ -138,10 +143,25 @@ def _placed(
     return _Placed(candidate, point, stream, False, waiting)
 
 
+def _without(placed: Iterable[_Placed], refused: Mapping[str, str]) -> tuple[list[_Placed], list[tuple[Candidate, PointVerdict]]]:
+    """Leave out the points of programs that cannot be written at all."""
+    kept: list[_Placed] = []
+    left_out: list[tuple[Candidate, PointVerdict]] = []
+    for item in placed:
+        sentence = refused.get(item.point.program)
+        if sentence is None:
+            kept.append(item)
+        else:
+            verdict = verdicts.point_verdict(item.candidate.name, PointState.REFUSED, "Unwritable", verdicts.unwritable(sentence))
+            left_out.append((item.candidate, verdict))
+    return kept, left_out
+
+
 def _limit_crowded(placed: Iterable[_Placed]) -> list[_Placed]:
-    """Refuse what one source, or the receivers of one VLAN's broadcasts, have no room for, newest slots first."""
+    """Refuse what a source, the receivers of a VLAN's broadcasts or the node's tap ports have no room for, newest slots first."""
     taps: dict[tuple[MirrorKey, str], int] = defaultdict(int)
     receivers: dict[tuple[MirrorKey, int], int] = defaultdict(int)
+    mirrors: set[MirrorKey] = set()
     result: list[_Placed] = []
     for item in sorted(placed, key=lambda entry: entry.point.slot):
         candidate = item.candidate
@@ -153,7 +173,10 @@ def _limit_crowded(placed: Iterable[_Placed]) -> list[_Placed]:
             result.append(_refuse(item, "TooManyTaps", verdicts.too_many(candidate.interface)))
         elif receives and receivers[flood] == MAX_FLOOD_ENTRIES:
             result.append(_refuse(item, "TooManyReceivers", verdicts.too_many_receivers(candidate.port.bridge)))
+        elif candidate.mirror not in mirrors and len(mirrors) == MAX_TAP_PORTS:
+            result.append(_refuse(item, "TooManyBridges", verdicts.too_many_mirrors(candidate.port.bridge)))
         else:
+            mirrors.add(candidate.mirror)
             taps[source] += 1
             receivers[flood] += int(receives)
             result.append(item)

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from vtap_agent.plan.dataplane import Direction, Mirror, MirrorKey
+from vtap_agent.plan.shortfalls import Shortfall
 from vtap_agent.plan.steps import Phase
 
 MAX_MIRRORS = 32
@@ -221,11 +222,30 @@ def refusals(observed: ObservedMirrors, desired: Mapping[MirrorKey, Mirror], nod
     return sentences
 
 
-def unlike(observed: ObservedMirrors, desired: Mapping[MirrorKey, Mirror], stamp: Stamp) -> tuple[str, ...]:
-    """What still differs, as sentences; empty where every wanted mirror is there and nothing of ours is beside."""
-    missing = [f"there is no bridge {key.bridge}" for key in desired if key.bridge not in observed.bridges]
+def unlike(observed: ObservedMirrors, desired: Mapping[MirrorKey, Mirror], stamp: Stamp) -> tuple[Shortfall, ...]:
+    """What still differs, and whom it concerns; empty where every wanted mirror is there and nothing of ours is beside."""
     refused = refusals(observed, desired, stamp.node)
-    return (*missing, *refused.values(), *(f"not done yet: {step}" for step in diff(observed, desired, stamp)))
+    by_name = {tap_port_name(stamp.node, key): key for key in desired}
+    return (
+        *(
+            Shortfall(f"there is no bridge {key.bridge}", frozenset({key}))
+            for key in desired
+            if key.bridge not in observed.bridges
+        ),
+        *(Shortfall(sentence, frozenset({key})) for key, sentence in refused.items()),
+        *(_concerning(step, by_name) for step in diff(observed, desired, stamp)),
+    )
+
+
+def _concerning(step: MirrorStep, by_name: Mapping[str, MirrorKey]) -> Shortfall:
+    sentence = f"not done yet: {step}"
+    if isinstance(step, AddTapPort):
+        return Shortfall(sentence, frozenset({by_name[step.name]}))
+    if isinstance(step, CreateMirror):
+        return Shortfall(sentence, frozenset({step.key}), step.ports)
+    if isinstance(step, ChangeMirror):
+        return Shortfall(sentence, frozenset({step.key}), None if step.restore else step.add)
+    return Shortfall(sentence)
 
 
 def is_ours(stamp: Stamp | None, node: str) -> bool:

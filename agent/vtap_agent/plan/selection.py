@@ -116,7 +116,7 @@ def select(desired: Desired, inventory: Inventory) -> Selection:
         verdict = _verdict(tap, applied or tap, desired)
         try:
             chosen = _choose(applied or tap, verdict, desired, destinations, resolved, finder, peers)
-        except Exception as error:  # One tap's trouble, whatever it is, must not be every tap's.
+        except Exception as error:  # noqa: BLE001  one tap's trouble, whatever it is, must not be every tap's
             failures.append(TapFailure(tap_key(tap), error))
             said.append(replace(verdict, reason="InternalError", refusal=verdicts.unforeseen(error)))
             continue
@@ -146,24 +146,23 @@ def _verdict(tap: VirtualTap, applied: VirtualTap, desired: Desired) -> TapVerdi
 
 def _choose(
     tap: VirtualTap,
+    verdict: TapVerdict,
     desired: Desired,
     destinations: Mapping[str, TapDestination],
     resolved: Mapping[str, ResolvedDestination],
     finder: _PointFinder,
     peers: PeerSets,
-    verdict: TapVerdict,
 ) -> _Chosen:
     reason, refusal = _refusal(tap, desired, destinations, resolved)
     if refusal:
         return _Chosen(replace(verdict, reason=reason, refusal=refusal))
     waiting_reason, waiting = _waiting(tap, desired, destinations, resolved)
     verdict = replace(verdict, matched_pods=finder.count(tap), waiting_reason=waiting_reason, waiting=waiting)
-    applied = desired.applied(tap)
-    if applied is None or applied.spec.destination_ref.name not in resolved:
+    if desired.applied(tap) is None or verdict.destination not in resolved:
         return _Chosen(verdict)
-    found, refused = finder.points(applied, resolved[applied.spec.destination_ref.name])
+    found, refused = finder.points(tap, resolved[verdict.destination])
     before = dict(peers.sets)
-    program = compile_tap(applied.spec, lambda peer: peers.resolve(peer, tap.metadata.namespace))
+    program = compile_tap(tap.spec, lambda peer: peers.resolve(peer, tap.metadata.namespace))
     held = sum(map(len, peers.sets.values()))
     if held > MAX_PEER_ADDRESSES:
         peers.sets = before

@@ -17,6 +17,7 @@ from vtap_agent.plan.inventory_model import Bridge, Inventory
 from vtap_agent.plan.mirror_health import MirrorHealth
 from vtap_agent.plan.mirrors import MirrorStep
 from vtap_agent.plan.selection import Desired
+from vtap_agent.plan.shortfalls import Shortfall
 from vtap_agent.plan.steps import Phase
 from vtap_agent.report.announcer import Announcer
 from vtap_api import VirtualTap
@@ -49,9 +50,16 @@ class MemoryPipeline:
         self.trouble: Callable[[], None] = lambda: None
         self.points: dict[int, PointCounters] = {}
         self.leases = 0
+        self.unwritable: Mapping[str, str] = {}
 
     def plan(self, wanted: DataPlane, _tap_ports: Mapping[MirrorKey, object]) -> list[Become]:
         return [] if wanted == self.has else [Become(wanted)]
+
+    def shortfalls(self, wanted: DataPlane) -> tuple[Shortfall, ...]:
+        return tuple(Shortfall(f"still to do: {step}", everybody=True) for step in self.plan(wanted, {}))
+
+    def refusals(self, wanted: DataPlane) -> dict[str, str]:
+        return {name: self.unwritable[name] for name in wanted.programs if name in self.unwritable}
 
     def apply(self, step: Become) -> None:
         self.trouble()
@@ -89,6 +97,7 @@ class MemoryMirrors:
         self.has: Mapping[MirrorKey, Any] = {}
         self.away = False
         self.refused: Mapping[MirrorKey, str] = {}
+        self.unlike: tuple[Shortfall, ...] = ()
         self.health: Mapping[MirrorKey, MirrorHealth] = {}
 
     def _look(self) -> None:
@@ -109,9 +118,9 @@ class MemoryMirrors:
                 self._look()
                 self.has = step.wanted
 
-    def verify(self, wanted: DataPlane) -> tuple[str, ...]:
+    def verify(self, wanted: DataPlane) -> tuple[Shortfall, ...]:
         self._look()
-        return () if wanted.mirrors == self.has else ("not done yet",)
+        return self.unlike + (() if wanted.mirrors == self.has else (Shortfall("not done yet", everybody=True),))
 
     def check_health(self, _wanted: DataPlane) -> Mapping[MirrorKey, MirrorHealth]:
         self._look()

@@ -51,7 +51,8 @@ def test_a_port_that_has_gone_is_left_out() -> None:
 
 
 def test_a_bridge_that_does_not_exist_is_said() -> None:
-    assert unlike(FakeSwitch("br1").observe(), selecting("x"), STAMP) == ("there is no bridge br0",)
+    (said,) = unlike(FakeSwitch("br1").observe(), selecting("x"), STAMP)
+    assert (said.sentence, said.mirrors) == ("there is no bridge br0", {KEY})
 
 
 def test_a_port_of_somebody_else_with_our_name_is_refused_and_left_alone() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tests.e2e.cluster.cache import CHECKOUT, Cache
 from tests.e2e.cluster.commands import ClusterError, run, succeeds
+from tests.e2e.cluster.machine import containers_conf
 from vtap_lab.errors import comes_true, wait_for
 
 NAMESPACE = "vtap-e2e"
@@ -31,9 +32,10 @@ def prepare(cache: Cache) -> dict[str, str]:
         run(["ip", "netns", "add", NAMESPACE])
     run(["ip", "-n", NAMESPACE, "link", "set", "lo", "up"])
     wrapped = cache.folder("wrapped") / "podman"
-    if not wrapped.exists():
-        wrapped.write_text(f'#!/bin/sh\nexec {" ".join(ENTER)} /usr/bin/podman "$@"\n')
-        wrapped.chmod(0o755)
+    settings = wrapped.with_name("containers.conf")
+    settings.write_text(containers_conf())
+    wrapped.write_text(f'#!/bin/sh\nexport CONTAINERS_CONF={settings}\nexec {" ".join(ENTER)} /usr/bin/podman "$@"\n')
+    wrapped.chmod(0o755)
     if not succeeds(["podman", "network", "exists", NETWORK]):
         run([wrapped, "network", "create", NETWORK])
     path = f"{wrapped.parent}:{cache.bin}:{os.environ['PATH']}"

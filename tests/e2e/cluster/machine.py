@@ -12,6 +12,7 @@ _PROGRAMS = {
     "podman": "podman",
     "buildah": "buildah",
     "mmdebstrap": "mmdebstrap",
+    "runc": "runc",
     "gcc": "gcc",
     "iptables": "iptables",
     "nsenter": "util-linux",
@@ -19,7 +20,6 @@ _PROGRAMS = {
 }
 _FILES = {Path("/usr/lib/podman/netavark"): "netavark", Path("/usr/lib/podman/aardvark-dns"): "aardvark-dns"}
 _FILES_LIMIT = 20000
-_CONTAINERS_CONF = Path("/etc/containers/containers.conf")
 _CAP_SYS_RESOURCE = 24
 
 
@@ -31,7 +31,6 @@ def provide_podman() -> None:
     )
     if missing:
         _install(["libc6-dev", *missing])
-    _keep_limits()
     Path("/lib/modules").mkdir(exist_ok=True)  # kind mounts it into every node.
 
 
@@ -44,16 +43,14 @@ def _install(packages: list[str]) -> None:
         run(["apt-get", "-qq", "install", "-y", "--no-install-recommends", *packages], timeout=900, env=environment)
 
 
-def _keep_limits() -> None:
-    """podman raises the limit of open files to a million, which root without CAP_SYS_RESOURCE may not."""
-    if _may_raise_limits() or (_CONTAINERS_CONF.exists() and "default_ulimits" in _CONTAINERS_CONF.read_text()):
-        return
-    _CONTAINERS_CONF.parent.mkdir(parents=True, exist_ok=True)
-    limits = f'default_ulimits=["nofile={_FILES_LIMIT}:{_FILES_LIMIT}","nproc=8192:8192"]'
-    if _CONTAINERS_CONF.exists() and "[containers]" in _CONTAINERS_CONF.read_text():
-        raise ClusterError(f"root has no CAP_SYS_RESOURCE here: add {limits} to [containers] in {_CONTAINERS_CONF}")
-    with _CONTAINERS_CONF.open("a") as file:
-        file.write(f"# Root lacks CAP_SYS_RESOURCE here.\n[containers]\n{limits}\n")
+def containers_conf() -> str:
+    """The configuration with which podman can run nodes here, in place of the machine's own.
+
+    podman raises the limit of open files to a million, which root without CAP_SYS_RESOURCE may not. crun refuses a cgroup v1 that
+    has a cgroup v2 with controllers beside it; runc takes both.
+    """
+    limits = "" if _may_raise_limits() else f'default_ulimits=["nofile={_FILES_LIMIT}:{_FILES_LIMIT}","nproc=8192:8192"]\n'
+    return f'[containers]\n{limits}[engine]\nruntime="runc"\n'
 
 
 def _may_raise_limits() -> bool:

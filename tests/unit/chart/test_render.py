@@ -77,7 +77,7 @@ def test_crds_are_those_of_the_repository(render: Render) -> None:
         original = yaml.safe_load(path.read_text())
         kept = made.pop(original["metadata"]["name"])
         assert kept["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
-        # To the last digit: a template engine that reads and writes numbers would round 2⁶³ − 1.
+        # To the last digit: a template engine that reads and writes numbers would round the largest int64.
         assert json.dumps(kept["spec"]) == json.dumps(original["spec"])
     assert made == {}
 

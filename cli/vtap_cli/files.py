@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vtap_cli.daemons import collector, get_json
+from vtap_cli.daemons import Daemon, collector, get_json
 from vtap_cli.errors import CliError
 from vtap_cli.tables import table, tap_name
 
@@ -14,9 +14,13 @@ HEAD = ("TAP", "FILE", "BYTES", "PACKETS", "FIRST", "LAST", "STATE")
 
 
 def read(run_dir: Path, tap: str) -> dict[str, Any]:
-    """The collector's answer. Raises CliError."""
-    daemon = collector(run_dir)
-    answer = get_json(daemon, "/v1/files", {"tap": "/".join(tap_name(tap))} if tap else None)
+    """The answer of this machine's collector. Raises CliError."""
+    return ask(collector(run_dir), {"tap": "/".join(tap_name(tap))} if tap else {})
+
+
+def ask(daemon: Daemon, query: Mapping[str, str]) -> dict[str, Any]:
+    """A collector's answer. Raises CliError."""
+    answer = get_json(daemon, "/v1/files", query)
     if not isinstance(answer, dict) or not isinstance(answer.get("files"), list):
         raise CliError(f"{daemon.name} answers /v1/files with something unexpected; is it of another version?")
     return answer

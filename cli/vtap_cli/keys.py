@@ -52,9 +52,10 @@ def as_table(answer: Mapping[str, Any]) -> str:
 
 
 def _rows(answer: Mapping[str, Any]) -> Iterable[Sequence[str]]:
-    for item in sorted(answer["keys"], key=lambda item: item["key"]):
+    for item in sorted(answer["keys"], key=lambda item: (item["key"], item.get("node", ""))):
         tap, pod = item["tap"], item["pod"]
+        node = item.get("node", answer.get("node", ""))
         yield (
             *(str(item["key"]), tap["namespace"], tap["name"], pod["namespace"], pod["name"], pod["uid"]),
-            *(item["interface"], item["direction"], item["destination"], answer.get("node", ""), item["incarnation"]),
+            *(item["interface"], item["direction"], item["destination"], node, item["incarnation"]),
         )

@@ -64,7 +64,7 @@ def _bulleted(rows: list[Sequence[str]], *, more: bool) -> Iterator[str]:
 
 def _point(point: Mapping[str, Any]) -> Sequence[str]:
     pod = point.get("pod") or {}
-    said = [_text(point, "message"), _rates(point.get("rates") or {})]
+    said = [_text(point, "message"), rates_text(point.get("rates") or {})]
     return (
         f"{pod.get('namespace', '?')}/{pod.get('name', '?')}",
         _text(point, "interface"),
@@ -75,7 +75,8 @@ def _point(point: Mapping[str, Any]) -> Sequence[str]:
     )
 
 
-def _rates(rates: Mapping[str, Any]) -> str:
+def rates_text(rates: Mapping[str, Any]) -> str:
+    """What is seen and sent a second; empty where nothing is known."""
     return ", ".join(
         f"{what} {_scaled(rates[f'{what}Packets'])}p/s {_scaled(rates[f'{what}Bits'])}b/s"
         for what in ("seen", "sent")

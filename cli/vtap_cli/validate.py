@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vtap_api.load import SUFFIXES, Loaded, load_file
+from vtap_api.load import SUFFIXES, Loaded, load_file, load_text
 from vtap_cli.errors import CliError
 
 INVALID = "invalid"
 """Files below a folder of this name are examples of what is refused."""
+STANDARD_INPUT = Path("-")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,16 @@ def check(paths: Sequence[Path], *, standalone: bool) -> list[Checked]:
         raise CliError(
             f"there is no file ending in {', '.join(sorted(SUFFIXES))} in {', '.join(map(str, paths))}; name another directory"
         )
-    return [Checked(file, load_file(file, standalone=standalone), bad) for file, bad in found]
+    return [Checked(file, _load(file, standalone=standalone), bad) for file, bad in found]
+
+
+def _load(file: Path, *, standalone: bool) -> Loaded:
+    if file != STANDARD_INPUT:
+        return load_file(file, standalone=standalone)
+    try:
+        return load_text(sys.stdin.read(), "-", standalone=standalone)
+    except ValueError as error:
+        raise CliError(f"standard input is not UTF-8 ({error}); save it as UTF-8") from error
 
 
 def _files(paths: Iterable[Path]) -> Iterator[tuple[Path, bool]]:

@@ -17,6 +17,7 @@ from vtap_agent import loop as module
 from vtap_agent.errors import Retry
 from vtap_agent.plan.dataplane import Direction, MirrorKey, PointCounters
 from vtap_agent.plan.mirror_health import MirrorHealth, MirrorState
+from vtap_agent.plan.shortfalls import Shortfall
 
 BOTH_PODS = {("web", "web-1"), ("web", "web-2")}
 
@@ -198,3 +199,29 @@ def test_a_scrape_shows_what_has_happened_since_the_last_tick(node: Node, monkey
             node.loop.metrics.render().decode()
         )
     assert node.loop.view.read_at > ticks
+
+
+def test_what_is_not_done_yet_is_said_of_the_taps_it_concerns_and_of_no_others(node: Node) -> None:
+    node.want(tap("one", podSelector={"matchLabels": {"number": "1"}}), tap("two", podSelector={"matchLabels": {"number": "2"}}))
+    pods = tuple(replace(item, labels={"number": item.ref.name[-1]}) for item in node.world.inventory.pods)
+    node.world.inventory = replace(node.world.inventory, pods=pods)
+    node.mailbox.changed()
+    eventually(lambda: programmed(node, "one") and programmed(node, "two"))
+    ingress = frozenset({MirrorKey("br0", Direction.INGRESS)})
+    node.mirrors.unlike = (
+        Shortfall("not done yet: add 1 port", ingress, frozenset({"uuid-2"})),
+        Shortfall("not done yet: delete mirror old", frozenset()),
+    )
+    node.mailbox.changed()
+    eventually(lambda: node.condition("two", "Programmed")[1:] == ("NotVerified", "not done yet: add 1 port"))
+    assert programmed(node, "one")
+    assert "not done yet: delete mirror old" in node.loop.view.problems
+    node.mirrors.unlike = ()
+    eventually(lambda: programmed(node, "two") and node.loop.view.problems == ())
+
+
+def test_a_tap_that_the_preprocessor_cannot_hold_is_said_and_the_others_go_on(node: Node) -> None:
+    node.pipeline.unwritable = {"shop/odd": "OverflowError"}
+    node.want(tap("odd"), tap("web"))
+    eventually(lambda: programmed(node) and node.condition("odd", "Programmed")[1] == "Unwritable")
+    assert node.copied() == BOTH_PODS

@@ -8,8 +8,19 @@ from dataclasses import replace
 
 import pytest
 
+from vtap_agent.plan import assembly as assembly_module
+from vtap_agent.plan import selection as selection_module
 from vtap_agent.plan.assembly import Plan, assemble
-from vtap_agent.plan.dataplane import ANY_VLAN, MAX_FLOOD_ENTRIES, MAX_POINTS_PER_SOURCE, DestinationState, Direction, MirrorKey
+from vtap_agent.plan.compile import ResolvePeers
+from vtap_agent.plan.dataplane import (
+    ANY_VLAN,
+    MAX_FLOOD_ENTRIES,
+    MAX_POINTS_PER_SOURCE,
+    DestinationState,
+    Direction,
+    MirrorKey,
+    TapProgram,
+)
 from vtap_agent.plan.inventory_model import (
     BridgePort,
     Inventory,
@@ -24,6 +35,7 @@ from vtap_agent.plan.selection import Desired, select
 from vtap_agent.plan.slots import SlotTable, allocate
 from vtap_agent.plan.verdicts import PointState, TapVerdict
 from vtap_api import TapDestination, VirtualTap
+from vtap_api.virtualtap import VirtualTapSpec
 
 COLLECTOR = "198.18.2.2"
 HOP = NextHop(COLLECTOR, NextHopState.REACHABLE, 7, "up0", "198.18.1.2", "02:00:00:00:00:01", "02:00:00:00:00:02", 1500)
@@ -257,3 +269,68 @@ def test_a_mirror_that_cannot_be_had_refuses_its_points_and_no_others() -> None:
     reasons = {point.direction: (point.reason, point.message) for point in only(outcome.verdicts).points}
     assert reasons["Egress"] == ("NoMirror", "bridge br0 can hold 32 mirrors; delete one")
     assert reasons["Ingress"][0] == "Programmed"
+
+
+def test_a_tap_whose_planning_fails_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = selection_module.compile_tap
+
+    def compile_tap(spec: VirtualTapSpec, resolve: ResolvePeers) -> TapProgram:
+        if spec.packet.snap_length == 77:
+            raise KeyError("surprise")
+        return real(spec, resolve)
+
+    monkeypatch.setattr(selection_module, "compile_tap", compile_tap)
+    desired = Desired((tap("bad", packet={"snapLength": 77}), tap("good")), (gre(),))
+    seen = inventory([pod(1)], [interface(pod(1), 1)])
+    outcome = plan(desired, seen)
+    assert {point.program for point in outcome.dataplane.points} == {"shop/good"}
+    said = {verdict.name: (verdict.reason, verdict.refusal) for verdict in outcome.verdicts}
+    assert said["good"] == ("Accepted", "")
+    assert said["bad"][0] == "InternalError" and "KeyError: 'surprise'" in said["bad"][1]
+    assert [(failure.tap, str(failure.error)) for failure in select(desired, seen).failures] == [("shop/bad", "'surprise'")]
+
+
+def test_peers_beyond_what_the_node_holds_refuse_the_tap_that_brings_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection_module, "MAX_PEER_ADDRESSES", 2)
+
+    def peers_of(app: str) -> dict[str, object]:
+        return {
+            "defaultAction": "Exclude",
+            "rules": [{"action": "Include", "peer": {"podSelector": {"matchLabels": {"app": app}}}}],
+        }
+
+    pods = [pod(1), pod(2, app="db"), pod(3, app="db"), pod(4, app="cache")]
+    seen = inventory(pods, [interface(owner, number) for number, owner in enumerate(pods, 1)])
+    taps = tuple(tap(name, filter=peers_of(app)) for name, app in (("a", "db"), ("b", "cache"), ("c", "db")))
+    outcome = plan(Desired(taps, (gre(),)), seen)
+    assert {verdict.name: verdict.reason for verdict in outcome.verdicts} == {
+        "a": "Accepted",
+        "b": "TooManyPeers",
+        "c": "Accepted",
+    }
+    assert "3 addresses with this tap's" in outcome.verdicts[1].refusal
+    assert list(outcome.dataplane.peer_sets.values()) == [frozenset({"10.0.0.2", "10.0.0.3"})]
+    assert {point.program for point in outcome.dataplane.points} == {"shop/a", "shop/c"}
+
+
+def test_more_bridges_than_there_can_be_tap_ports_refuse_the_newest_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assembly_module, "MAX_TAP_PORTS", 2)
+    pods = [pod(1), pod(2)]
+    seen = inventory(pods, [interface(owner, number) for number, owner in enumerate(pods, 1)])
+    moved = replace(seen.interfaces[1], port=replace(seen.interfaces[1].port, bridge="br1"))
+    outcome = plan(Desired((tap(),), (gre(),)), replace(seen, interfaces=(seen.interfaces[0], moved)))
+    assert {key.bridge for key in outcome.dataplane.mirrors} == {"br0"} and len(outcome.dataplane.mirrors) == 2
+    refused = [point for point in only(outcome.verdicts).points if point.state is PointState.REFUSED]
+    assert {(point.pod_name, point.reason) for point in refused} == {("web-2", "TooManyBridges")}
+    assert "br1 finds room" in refused[0].message
+
+
+def test_a_program_that_cannot_be_written_refuses_its_tap_alone() -> None:
+    seen = inventory([pod(1)], [interface(pod(1), 1)])
+    selection = select(Desired((tap("odd"), tap("plain")), (gre(),)), seen)
+    table = allocate(SlotTable(), [one.stream for one in selection.candidates], lambda: "0" * 16).table
+    outcome = assemble(selection, table, 4096, frozenset(), seen, refused_programs={"shop/odd": "OverflowError: too large"})
+    assert {point.program for point in outcome.dataplane.points} == {"shop/plain"}
+    odd, plain = outcome.verdicts
+    assert {point.reason for point in odd.points} == {"Unwritable"} and "too large" in odd.points[0].message
+    assert {point.reason for point in plain.points} == {"Programmed"}

@@ -192,5 +192,8 @@ void vtc_counts(struct vtc_collector *collector, struct vtc_counts *counts)
         .chunks_allocated = allocated,
         .files_opened = GET(written->files_opened),
         .captured = GET(received->captured),
+        .wakeups = GET(received->wakeups),
+        .ring_outages = GET(received->ring_outages),
+        .rings_down = GET(received->rings_down),
     };
 }

@@ -2,6 +2,7 @@
 #ifndef VTAP_CORE_H
 #define VTAP_CORE_H
 
+#include <net/if.h>
 #include <netinet/in.h>
 #include <pthread.h>
 #include <pcap/pcap.h>
@@ -201,6 +202,11 @@ struct ring {
     uint8_t *map;
     size_t bytes;
     uint32_t blocks, next;
+    char name[IFNAMSIZ]; /* by which the interface is found again */
+    int interface;       /* index */
+    uint16_t port;
+    bool down; /* nothing comes through the interface, or there is none */
+    uint64_t outages;
 };
 
 /* ---- receive.c ---- */
@@ -209,6 +215,7 @@ struct source {
     enum vtc_source kind;
     int fd;
     bool grouped; /* UDP_GRO is on */
+    bool shared;  /* the first of two, see ring.c */
     uint64_t drops;
     struct ring ring;
     struct mmsghdr *messages;
@@ -244,6 +251,7 @@ struct vtc_collector {
     /* receive thread */
     struct source sources[MAX_SOURCES];
     uint32_t source_count;
+    uint16_t ring_port; /* one for all rings */
     pthread_t receiver;
     bool receiver_started, writer_started;
     atomic_bool stopping;
@@ -297,6 +305,10 @@ void ingest_overflow(struct vtc_collector *collector, uint64_t drops);
 uint64_t receive_refresh_drops(struct vtc_collector *collector);
 int ring_open(struct ring *ring, int fd, uint32_t interface, uint16_t port, uint32_t bytes);
 void ring_close(struct ring *ring);
+/* Takes note of an interface that went down or came back. True where it came back under another index. */
+bool ring_look(struct ring *ring, int fd);
+/* `first` of two sockets leaves to the second what the rings of these interfaces take. */
+int ring_divert(int first, uint16_t port, const int *interfaces, uint32_t count);
 /* At most `most` blocks; returns how many were ready. */
 uint32_t ring_receive(struct vtc_collector *collector, struct ring *ring, uint32_t most);
 uint64_t ring_new_drops(int fd);

@@ -35,6 +35,13 @@ static void enlarge(int fd, uint32_t bytes)
         setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &wanted, sizeof wanted); /* never fails, gives at most rmem_max */
 }
 
+static bool is_shared(int fd)
+{
+    int on = 0;
+    socklen_t size = sizeof on;
+    return getsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &on, &size) == 0 && on;
+}
+
 static bool is_udp(uint32_t source) { return source == VTC_GRE_UDP || source == VTC_VXLAN; }
 
 static int allocate(struct source *source)
@@ -70,6 +77,7 @@ int vtc_add_socket(struct vtc_collector *collector, uint32_t kind, int fd, uint3
     struct source *source = &collector->sources[collector->source_count];
     *source = (struct source){.kind = kind, .fd = fd};
     enlarge(fd, receive_buffer);
+    source->shared = kind == VTC_GRE_UDP && is_shared(fd);
     if (is_udp(kind)) {
         setsockopt(fd, SOL_UDP, UDP_NO_CHECK6_RX, &on, sizeof on); /* an IPv4 socket has no use for it and refuses */
         source->grouped = setsockopt(fd, SOL_UDP, UDP_GRO, &on, sizeof on) == 0;
@@ -77,6 +85,22 @@ int vtc_add_socket(struct vtc_collector *collector, uint32_t kind, int fd, uint3
     collector->source_count++;
     if (allocate(source) < 0)
         return fail(error, error_size, "out of memory");
+    return 0;
+}
+
+/* Tells the sockets what the rings take now. */
+static int divert(struct vtc_collector *collector)
+{
+    int interfaces[MAX_SOURCES];
+    uint32_t rings = 0;
+    for (uint32_t index = 0; index < collector->source_count; index++)
+        if (collector->sources[index].kind == VTC_RING)
+            interfaces[rings++] = collector->sources[index].ring.interface;
+    for (uint32_t index = 0; index < collector->source_count; index++) {
+        const struct source *source = &collector->sources[index];
+        if (source->shared && ring_divert(source->fd, collector->ring_port, interfaces, rings) < 0)
+            return -1;
+    }
     return 0;
 }
 
@@ -88,6 +112,9 @@ int vtc_add_ring(struct vtc_collector *collector, int fd, uint32_t interface, ui
     *source = (struct source){.kind = VTC_RING, .fd = fd};
     if (ring_open(&source->ring, fd, interface, (uint16_t)port, bytes) < 0)
         return fail(error, error_size, "the ring cannot be set up: %s", strerror(errno));
+    collector->ring_port = (uint16_t)port;
+    if (divert(collector) < 0)
+        return fail(error, error_size, "the sockets cannot be told what the ring takes: %s", strerror(errno));
     return 0;
 }
 
@@ -172,6 +199,14 @@ static void ingest_message(struct vtc_collector *collector, struct source *sourc
         message->msg_hdr.msg_controllen = CONTROL_SIZE;
 }
 
+static void read_error(struct vtc_collector *collector, const struct source *source)
+{
+    int failed = 0;
+    socklen_t size = sizeof failed;
+    if (getsockopt(source->fd, SOL_SOCKET, SO_ERROR, &failed, &size) == 0 && failed)
+        COUNT(collector->receive_counts.receive_errors, 1);
+}
+
 /* Returns how many messages came; BATCH means there may be more. */
 static uint32_t receive_batch(struct vtc_collector *collector, struct source *source)
 {
@@ -226,9 +261,33 @@ static uint32_t receive_round(struct vtc_collector *collector, bool *drained)
     return total;
 }
 
+/* A socket's error would wake every poll(2) until it is read. */
+static void look_at_sources(struct vtc_collector *collector)
+{
+    uint64_t down = 0, outages = 0;
+    uint32_t rings = 0;
+    bool moved = false;
+    for (uint32_t index = 0; index < collector->source_count; index++) {
+        struct source *source = &collector->sources[index];
+        if (source->kind != VTC_RING) {
+            read_error(collector, source);
+            continue;
+        }
+        moved = ring_look(&source->ring, source->fd) || moved;
+        outages += source->ring.outages;
+        down |= (uint64_t)source->ring.down << rings++;
+    }
+    PUT(collector->receive_counts.rings_down, down);
+    PUT(collector->receive_counts.ring_outages, outages);
+    if (moved && divert(collector) < 0)
+        COUNT(collector->receive_counts.receive_errors, 1);
+}
+
 static void housekeep(struct vtc_collector *collector, uint64_t *ticked_ns)
 {
     const bool tick = collector->now_ns - *ticked_ns >= TICK_NS;
+    if (tick)
+        look_at_sources(collector);
     if (!tick && !collector->dirty)
         return;
     pthread_mutex_lock(&collector->table_lock);
@@ -256,13 +315,19 @@ static uint64_t pause_of(const struct vtc_collector *collector)
     return pause_ns;
 }
 
-static void wait_readable(const struct vtc_collector *collector)
+static void wait_readable(struct vtc_collector *collector)
 {
     struct pollfd polls[MAX_SOURCES];
+    bool failed = false;
     for (uint32_t index = 0; index < collector->source_count; index++)
         polls[index] = (struct pollfd){.fd = collector->sources[index].fd, .events = POLLIN};
     const uint64_t timeout_ns = collector->dirty ? collector->config.flush_ns / 2 : TICK_NS;
     poll(polls, collector->source_count, (int)(timeout_ns / 1000000) + 1);
+    COUNT(collector->receive_counts.wakeups, 1);
+    for (uint32_t index = 0; index < collector->source_count; index++)
+        failed = failed || polls[index].revents & (POLLERR | POLLHUP | POLLNVAL);
+    if (failed)
+        look_at_sources(collector);
 }
 
 bool receive_pass(struct vtc_collector *collector)

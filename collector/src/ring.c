@@ -2,8 +2,10 @@
  *
  * The ring takes what needs nothing of the IP stack: whole, unfragmented datagrams to our port without a UDP checksum, which is
  * how our agents send them. The sockets take all the rest. One rule says which is which; it is the ring's filter, and it makes
- * a group of two sockets of each UDP socket, where the second, which nobody reads, swallows what the ring has had. So each
- * datagram is received in exactly one way, and the first socket's drops remain a measure of what was lost there.
+ * a group of two sockets of each UDP socket, where the second, which nobody reads, swallows what the ring has had: what came in
+ * by the ring's interface. So each datagram is received in exactly one way, and the first socket's drops remain a measure of
+ * what was lost there. An interface that vanishes takes its packets with it; one that comes in its place is received by the
+ * sockets until the ring is bound to it.
  */
 #include "core.h"
 
@@ -14,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -28,48 +31,82 @@
 static const char rule[] = "(ip[0] = 0x45 and ip[9] = 17 and ip[6:2] = 0x4000 and ip[22:2] = %u and ip[26:2] = 0) or "
                            "(ip6[6] = 17 and ip6[4:2] <= 1240 and ip6[42:2] = %u and ip6[46:2] = 0)";
 
-/* The rule as a program: `base` is added to every offset, `yes` and `no` are what it returns. Frames to others are none of ours. */
-static int compile_rule(struct sock_fprog *program, uint16_t port, uint32_t base, uint32_t yes, uint32_t no)
+#define LOAD(offset) (struct sock_filter) BPF_STMT(BPF_LD | BPF_W | BPF_ABS, (uint32_t)(SKF_AD_OFF + (offset)))
+#define JUMP_EQUAL(value, yes, no) (struct sock_filter) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)(value), yes, no)
+#define RETURN(value) (struct sock_filter) BPF_STMT(BPF_RET | BPF_K, value)
+
+/* A program under way: `base` is added to every offset, `yes` and `no` are what it returns. */
+struct assembly {
+    struct sock_filter *filter;
+    uint32_t length, base, yes, no;
+};
+
+static bool put(struct assembly *assembly, struct sock_filter instruction)
+{
+    if (assembly->length == LONGEST_FILTER)
+        return false;
+    assembly->filter[assembly->length++] = instruction;
+    return true;
+}
+
+/* Frames to others are none of ours. */
+static bool put_rule(struct assembly *assembly, uint16_t port)
 {
     char text[sizeof rule + 16];
     struct bpf_program compiled;
     snprintf(text, sizeof text, rule, port, port);
     pcap_t *pcap = pcap_open_dead(DLT_RAW, MAX_FRAME);
     if (!pcap)
-        return -1;
+        return false;
     const int status = pcap_compile(pcap, &compiled, text, 1, PCAP_NETMASK_UNKNOWN);
     pcap_close(pcap);
     if (status < 0)
-        return -1;
-    program->len = (unsigned short)(3 + compiled.bf_len);
-    if (program->len <= LONGEST_FILTER) {
-        struct sock_filter *at = program->filter;
-        *at++ = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, (uint32_t)(SKF_AD_OFF + SKF_AD_PKTTYPE));
-        *at++ = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, PACKET_HOST, 1, 0);
-        *at++ = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, no);
-        for (unsigned index = 0; index < compiled.bf_len; index++, at++) {
-            const struct bpf_insn *from = &compiled.bf_insns[index];
-            *at = (struct sock_filter){from->code, from->jt, from->jf, from->k};
-            if (BPF_CLASS(at->code) == BPF_LD && BPF_MODE(at->code) == BPF_ABS)
-                at->k += base;
-            if (BPF_CLASS(at->code) == BPF_RET)
-                at->k = at->k ? yes : no;
-        }
+        return false;
+    bool fits = put(assembly, LOAD(SKF_AD_PKTTYPE)) && put(assembly, JUMP_EQUAL(PACKET_HOST, 1, 0)) && put(assembly, RETURN(assembly->no));
+    for (unsigned index = 0; fits && index < compiled.bf_len; index++) {
+        const struct bpf_insn *from = &compiled.bf_insns[index];
+        struct sock_filter to = {from->code, from->jt, from->jf, from->k};
+        if (BPF_CLASS(to.code) == BPF_LD && BPF_MODE(to.code) == BPF_ABS)
+            to.k += assembly->base;
+        if (BPF_CLASS(to.code) == BPF_RET)
+            to.k = to.k ? assembly->yes : assembly->no;
+        fits = put(assembly, to);
     }
     pcap_freecode(&compiled);
-    return program->len <= LONGEST_FILTER ? 0 : -1;
+    return fits;
+}
+
+static bool put_interfaces(struct assembly *assembly, const int *interfaces, uint32_t count)
+{
+    bool fits = put(assembly, LOAD(SKF_AD_IFINDEX));
+    for (uint32_t index = 0; fits && index < count; index++)
+        fits = put(assembly, JUMP_EQUAL(interfaces[index], (uint8_t)(count - index), 0));
+    return fits && put(assembly, RETURN(assembly->no));
+}
+
+/* What a VLAN device is about to unwrap comes by way of that device. */
+static bool put_untagged(struct assembly *assembly)
+{
+    return put(assembly, LOAD(SKF_AD_VLAN_TAG_PRESENT)) && put(assembly, JUMP_EQUAL(0, 1, 0)) && put(assembly, RETURN(assembly->no));
+}
+
+int ring_divert(int first, uint16_t port, const int *interfaces, uint32_t count)
+{
+    struct sock_filter filter[LONGEST_FILTER];
+    struct assembly assembly = {.filter = filter, .base = (uint32_t)SKF_NET_OFF, .yes = 1, .no = 0};
+    if (!put_interfaces(&assembly, interfaces, count) || (count && !put_rule(&assembly, port))) {
+        errno = EINVAL;
+        return -1;
+    }
+    const struct sock_fprog program = {(unsigned short)assembly.length, filter};
+    return setsockopt(first, SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, &program, sizeof program);
 }
 
 int vtc_divert(int first, int second, uint16_t port, char *error, size_t error_size)
 {
-    struct sock_filter filter[LONGEST_FILTER];
-    struct sock_fprog program = {.filter = filter};
     const struct sock_filter nothing = BPF_STMT(BPF_RET | BPF_K, 0);
     const struct sock_fprog drop_all = {1, (struct sock_filter *)(uintptr_t)&nothing};
-    if (compile_rule(&program, port, (uint32_t)SKF_NET_OFF, 1, 0) < 0)
-        return fail(error, error_size, "libpcap does not compile the ring's rule");
-    if (setsockopt(second, SOL_SOCKET, SO_ATTACH_FILTER, &drop_all, sizeof drop_all) < 0 ||
-        setsockopt(first, SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, &program, sizeof program) < 0)
+    if (setsockopt(second, SOL_SOCKET, SO_ATTACH_FILTER, &drop_all, sizeof drop_all) < 0 || ring_divert(first, port, NULL, 0) < 0)
         return fail(error, error_size, "the sockets cannot be told what the ring takes: %s", strerror(errno));
     return 0;
 }
@@ -77,11 +114,12 @@ int vtc_divert(int first, int second, uint16_t port, char *error, size_t error_s
 static int attach_rule(int fd, uint16_t port)
 {
     struct sock_filter filter[LONGEST_FILTER];
-    struct sock_fprog program = {.filter = filter};
-    if (compile_rule(&program, port, 0, MAX_FRAME, 0) < 0) {
+    struct assembly assembly = {.filter = filter, .base = 0, .yes = MAX_FRAME, .no = 0};
+    if (!put_untagged(&assembly) || !put_rule(&assembly, port)) {
         errno = EINVAL;
         return -1;
     }
+    const struct sock_fprog program = {(unsigned short)assembly.length, filter};
     return setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program);
 }
 
@@ -109,13 +147,46 @@ static int map_ring(struct ring *ring, int fd, uint32_t bytes)
     return 0;
 }
 
+static int bind_to(int fd, int interface)
+{
+    struct sockaddr_ll address = {.sll_family = AF_PACKET, .sll_protocol = htons(ETH_P_ALL), .sll_ifindex = interface};
+    return bind(fd, (struct sockaddr *)&address, sizeof address);
+}
+
 int ring_open(struct ring *ring, int fd, uint32_t interface, uint16_t port, uint32_t bytes)
 {
-    struct sockaddr_ll address = {.sll_family = AF_PACKET, .sll_protocol = htons(ETH_P_ALL), .sll_ifindex = (int)interface};
-    *ring = (struct ring){0};
-    if (attach_rule(fd, port) < 0 || map_ring(ring, fd, bytes) < 0)
+    *ring = (struct ring){.interface = (int)interface, .port = port};
+    if (!if_indextoname(interface, ring->name) || attach_rule(fd, port) < 0 || map_ring(ring, fd, bytes) < 0)
         return -1;
-    return bind(fd, (struct sockaddr *)&address, sizeof address);
+    return bind_to(fd, ring->interface);
+}
+
+static bool is_up(int fd, const char *name)
+{
+    struct ifreq request = {0};
+    memcpy(request.ifr_name, name, sizeof request.ifr_name);
+    return ioctl(fd, SIOCGIFFLAGS, &request) == 0 && request.ifr_flags & IFF_UP;
+}
+
+/* The kernel tells once, by an error that poll(2) reports until it is read. It captures again by itself when an interface comes
+ * up, but never on one that took the place of another. */
+bool ring_look(struct ring *ring, int fd)
+{
+    int failed = 0;
+    socklen_t size = sizeof failed;
+    if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &failed, &size) == 0 && failed && !ring->down) {
+        ring->down = true;
+        ring->outages++;
+    }
+    if (!ring->down || !is_up(fd, ring->name))
+        return false;
+    const int interface = (int)if_nametoindex(ring->name);
+    if (interface == 0 || bind_to(fd, interface) < 0)
+        return false;
+    const bool moved = interface != ring->interface;
+    ring->interface = interface;
+    ring->down = false;
+    return moved;
 }
 
 void ring_close(struct ring *ring)

@@ -83,6 +83,9 @@ struct vtc_counts {
     uint64_t chunks_used, chunks_allocated;
     uint64_t files_opened;
     uint64_t captured;            /* of the datagrams, those that came through a ring */
+    uint64_t wakeups;             /* of the receive thread, out of waiting for datagrams */
+    uint64_t ring_outages;        /* how often a ring's interface went down or vanished */
+    uint64_t rings_down;          /* bit 0: that of the ring added first */
 };
 
 struct vtc_select {

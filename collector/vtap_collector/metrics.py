@@ -92,6 +92,8 @@ def _own_counters(numbers: Numbers) -> Iterable[Metric]:
     for name, text, value in (
         ("datagrams", "Datagrams taken off the sockets.", core.datagrams),
         ("captured_datagrams", "Of these, those that came through a ring.", core.captured),
+        ("ring_outages", "Times that a ring's interface went down or vanished.", core.ring_outages),
+        ("receive_wakeups", "Times that the receive thread woke up from waiting for datagrams.", core.wakeups),
         ("malformed_packets", "Datagrams that are no copy.", core.malformed),
         ("socket_overflow_packets", "Datagrams the kernel dropped because a socket's buffer was full.", core.socket_overflow),
         ("write_errors", "Failed writes of capture files.", core.write_errors),
@@ -109,6 +111,7 @@ def _gauges(numbers: Numbers) -> Iterable[Metric]:
         ("open_streams", "Streams that are announced.", numbers.open_streams),
         ("stale_streams", "Of these, those whose agent is silent.", numbers.stale_streams),
         ("live_consumers", "Live consumers connected.", numbers.live_consumers),
+        ("rings_down", "Rings whose interface is down or gone.", numbers.core.rings_down.bit_count()),
         ("buffer_chunks", "Chunks of the buffer in use.", numbers.core.chunks_used),
         ("stored_bytes", "Bytes that the capture files take.", numbers.stored_bytes),
         ("write_failing", "1 while the last write failed.", int(numbers.core.last_write_error != 0)),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import ipaddress
+import socket
 from collections.abc import Sequence
 from ctypes import c_char_p, c_int, c_int32, c_int64, c_size_t, c_uint16, c_uint32, c_uint64, c_void_p
 from dataclasses import dataclass
@@ -107,7 +108,7 @@ class _CoreCounts(_Counts):
         for name in (
             "datagrams", "unannounced_key", "unannounced_address", "malformed", "socket_overflow", "socket_unexplained",
             "receive_errors", "receive_batches", "write_errors", "last_write_error", "chunks_used", "chunks_allocated",
-            "files_opened", "captured",
+            "files_opened", "captured", "wakeups", "ring_outages", "rings_down",
         )
     ]  # fmt: skip
 
@@ -166,6 +167,11 @@ class CoreCounts:
     files_opened: int
     captured: int
     """Of the datagrams, those that came through a ring."""
+    wakeups: int
+    """Of the receive thread, out of waiting for datagrams."""
+    ring_outages: int
+    rings_down: int
+    """Bit 0: the interface of the ring added first is down or gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,6 +357,8 @@ class Core:
             settings.hardware.encode(), settings.os.encode(), settings.application.encode(),
         )  # fmt: skip
         self.settings = settings
+        self.rings: list[str] = []
+        """Interfaces, in the order of the bits of `CoreCounts.rings_down`."""
         self._handle = self._library.vtc_open(ctypes.byref(config), self._error, _ERROR_SIZE)
         if not self._handle:
             raise CollectorError(_text(self._error))
@@ -374,6 +382,7 @@ class Core:
     def add_ring(self, descriptor: int, interface: int, port: int, size: int) -> None:
         """Capture on an interface (its index) what comes for `port`; the core takes the unbound packet socket over."""
         self._check(self._library.vtc_add_ring(self._handle, descriptor, interface, port, size, self._error, _ERROR_SIZE))
+        self.rings.append(socket.if_indextoname(interface))
 
     def start(self) -> None:
         self._check(self._library.vtc_start(self._handle, self._error, _ERROR_SIZE))

@@ -12,7 +12,7 @@ from typing import Any
 from vtap_collector import ledger
 from vtap_collector.announcements import Announcement, TapName, Totals
 from vtap_collector.metrics import Numbers
-from vtap_collector.native import ConsumerCounts, Core, StreamCounts
+from vtap_collector.native import ConsumerCounts, Core, CoreCounts, StreamCounts
 from vtap_collector.registry import STALE_SECONDS, STATE_FILE, Entry, Registry
 from vtap_collector.storage import Storage, StoredFile
 
@@ -45,6 +45,7 @@ class Service:
         self._save_failed = False
         self._write_error = 0
         self._silent: set[str] = set()
+        self._rings_down = self._ring_outages = 0
 
     # ---- the control channel ----
 
@@ -142,10 +143,23 @@ class Service:
     async def _sweep(self) -> None:
         self.registry.sweep()
         self._tell_silence()
-        error = self.core.counts().last_write_error
+        counts = self.core.counts()
+        self._tell_rings(counts)
+        error = counts.last_write_error
         if error != self._write_error:
             log.warning("capture files: %s", f"writing fails: {os.strerror(error)}" if error else "writing works again")
             self._write_error = error
+
+    def _tell_rings(self, counts: CoreCounts) -> None:
+        for bit, name in enumerate(self.core.rings):
+            is_down, was_down = counts.rings_down >> bit & 1, self._rings_down >> bit & 1
+            if is_down and not was_down:
+                log.warning("ring on %s: the interface is down or gone; capturing goes on when one of that name is up", name)
+            elif was_down and not is_down:
+                log.warning("ring on %s: the interface is up again", name)
+        if counts.ring_outages > self._ring_outages and counts.rings_down == self._rings_down == 0:
+            log.warning("a ring's interface was down for a moment")
+        self._rings_down, self._ring_outages = counts.rings_down, counts.ring_outages
 
     def _tell_silence(self) -> None:
         stale = {entry.node for entry in self.registry.entries() if self.registry.is_stale(entry)}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from tests.unit.collector.copies import TAI_OFFSET, Capture, copy, numbered_frame, read_pcapng
+from vtap_lab.processes import in_namespace
 
 TOKEN = "correct horse"
 DEADLINE = 15.0
@@ -57,8 +58,10 @@ def a_stream(key: int, incarnation: int = 1, **more: Any) -> dict[str, Any]:
 class CollectorProcess:
     """Keeps its directory over restarts. `sender` is bound to 127.0.0.1, the address that node-a announces."""
 
-    def __init__(self, directory: Path, *options: str, store: Path | None = None, data: str = "127.0.0.1:0") -> None:
-        self.base, self.options, self.data_option = directory, options, data
+    def __init__(
+        self, directory: Path, *options: str, store: Path | None = None, data: str = "127.0.0.1:0", namespace: str = ""
+    ) -> None:
+        self.base, self.options, self.data_option, self.namespace = directory, options, data, namespace
         self.store = store or directory / "captures"
         self.run_dir = directory / "run"
         (directory / "token").write_text(TOKEN + "\n")
@@ -78,6 +81,7 @@ class CollectorProcess:
 
     def start(self) -> None:
         argv = [
+            *(in_namespace(self.namespace, []) if self.namespace else []),
             str(Path(sys.executable).with_name("vtap-collector")),
             f"--directory={self.store}",
             f"--run-dir={self.run_dir}",

@@ -33,6 +33,11 @@ class Lease(threading.Thread):
         """A sign of life from the loop."""
         self._alive_at = time.monotonic()
 
+    @property
+    def silence(self) -> float:
+        """Seconds since the last sign of life."""
+        return time.monotonic() - self._alive_at
+
     def end(self) -> None:
         """Renew no more; the lease runs out by itself."""
         self._ended.set()
@@ -41,7 +46,7 @@ class Lease(threading.Thread):
     def run(self) -> None:
         hung = False
         while True:
-            was_hung, hung = hung, time.monotonic() - self._alive_at > HUNG_AFTER
+            was_hung, hung = hung, self.silence > HUNG_AFTER
             if not hung:
                 self._renew_once()
             elif not was_hung:

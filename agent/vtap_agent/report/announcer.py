@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -22,6 +23,7 @@ from urllib.parse import quote, urlsplit
 
 from vtap_agent.errors import Retry, TellUser, VtapError
 from vtap_agent.plan.streams import ControlEndpoint, Stream, StreamId, StreamSet
+from vtap_agent.report.identity import ClientIdentity
 
 log = logging.getLogger(__name__)
 
@@ -53,11 +55,13 @@ class Announcer:
     """Keeps every collector's knowledge of this node's streams up to date. Thread-safe but for `submit`, which has one caller.
 
     Destinations that share a collector, by its URL, are announced together: a collector takes each message as all it should know
-    of the node. Where they name different token files, the first destination's counts.
+    of the node. Where they name different token files, the first destination's counts. `identity` is shown to collectors whose
+    URL is https.
     """
 
-    def __init__(self, node: str, on_change: Callable[[], None]) -> None:
+    def __init__(self, node: str, on_change: Callable[[], None], identity: ClientIdentity | None = None) -> None:
         self._node = node
+        self._identity = identity
         self._on_change = on_change
         self._workers: dict[str, _Worker] = {}
         self._urls: dict[str, str] = {}
@@ -78,7 +82,7 @@ class Announcer:
         for url, streams in merged.items():
             worker = self._workers.get(url)
             if worker is None or not worker.submit(streams, leaving):
-                worker = self._workers[url] = _Worker(self._node, streams, self._on_change)
+                worker = self._workers[url] = _Worker(self._node, streams, self._on_change, self._identity)
                 worker.report(self._totals)
                 worker.start()
 
@@ -125,8 +129,11 @@ def _by_url(wanted: Mapping[str, StreamSet]) -> dict[str, StreamSet]:
 
 
 class _Worker(threading.Thread):
-    def __init__(self, node: str, wanted: StreamSet, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self, node: str, wanted: StreamSet, on_change: Callable[[], None], identity: ClientIdentity | None = None
+    ) -> None:
         super().__init__(name=f"announce {wanted.destination}", daemon=True)
+        self._identity = identity
         self._node = node
         self._wanted = wanted
         self._on_change = on_change
@@ -187,7 +194,7 @@ class _Worker(threading.Thread):
         }
 
     def run(self) -> None:
-        delivery = _Delivery(self._path("streams"), self._path("totals"))
+        delivery = _Delivery(self._path("streams"), self._path("totals"), self._identity)
         backoff = BACKOFF_FIRST
         while (due := self._await_work(delivery.announced)) is not None:
             problem = self._deliver(delivery, due)
@@ -264,8 +271,8 @@ class _Worker(threading.Thread):
 class _Delivery:
     """What one collector has been told on the present connection; told afresh after any failure."""
 
-    def __init__(self, streams_path: str, totals_path: str) -> None:
-        self._client = _Client()
+    def __init__(self, streams_path: str, totals_path: str, identity: ClientIdentity | None = None) -> None:
+        self._client = _Client(identity)
         self._streams_path = streams_path
         self._totals_path = totals_path
         self._posted: Mapping[StreamId, Totals] = {}
@@ -348,21 +355,33 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 class _Client:
-    """One kept-alive connection to one endpoint."""
+    """One kept-alive connection to one endpoint; another as soon as our certificate is another."""
 
-    def __init__(self) -> None:
+    def __init__(self, identity: ClientIdentity | None = None) -> None:
+        self._identity = identity
         self._endpoint: ControlEndpoint | None = None
         self._connection: http.client.HTTPConnection | None = None
+        self._secured: ssl.SSLContext | None = None
 
     def is_connected_to(self, endpoint: ControlEndpoint) -> bool:
         """Whether the next request goes over the same connection as the last: the answer may have closed it."""
-        return self._endpoint == endpoint and self._connection is not None and self._connection.sock is not None
+        if self._connection is None or self._connection.sock is None:
+            return False
+        return self._endpoint == endpoint and self._secured is self._secures(endpoint)
+
+    def _secures(self, endpoint: ControlEndpoint) -> ssl.SSLContext | None:
+        """None for plain HTTP. Raises Wait while there is no certificate."""
+        if not endpoint.url.startswith("https:"):
+            return None
+        if self._identity is None:
+            raise TellUser(f"the collector at {endpoint.url} asks for a certificate; give the agent --tls DIR")
+        return self._identity.context()
 
     def request(self, endpoint: ControlEndpoint, method: str, path: str, body: Mapping[str, Any]) -> None:
         """Raises Retry where nobody answers, TellUser where the answer is a refusal."""
-        headers = _headers(endpoint)
+        headers, secured = _headers(endpoint), self._secures(endpoint)
         try:
-            connection = self._connect(endpoint)
+            connection = self._connect(endpoint, secured)
             connection.request(method, path, json.dumps(body), headers)
             answer = connection.getresponse()
             text = answer.read(65536).decode("utf-8", "replace")
@@ -371,16 +390,17 @@ class _Client:
             raise Retry(
                 f"the collector at {endpoint.url} does not answer ({error}); check that it runs and is reachable"
             ) from error
-        if answer.status == http.HTTPStatus.UNAUTHORIZED:
-            raise TellUser(f"the collector at {endpoint.url} refuses our token; give both the same file")
+        if answer.status in (http.HTTPStatus.UNAUTHORIZED, http.HTTPStatus.FORBIDDEN):
+            cure = "token; give both the same file" if secured is None else f"certificate: {_error_of(text)}"
+            raise TellUser(f"the collector at {endpoint.url} refuses our {cure}")
         if answer.status >= http.HTTPStatus.BAD_REQUEST:
             raise TellUser(f"the collector at {endpoint.url} refuses our streams: {_error_of(text)}")
 
-    def _connect(self, endpoint: ControlEndpoint) -> http.client.HTTPConnection:
-        if self._connection is None or endpoint != self._endpoint:
+    def _connect(self, endpoint: ControlEndpoint, secured: ssl.SSLContext | None) -> http.client.HTTPConnection:
+        if self._connection is None or endpoint != self._endpoint or secured is not self._secured:
             self._close()
-            self._endpoint = endpoint
-            self._connection = _new_connection(endpoint.url)
+            self._endpoint, self._secured = endpoint, secured
+            self._connection = _new_connection(endpoint.url, secured)
         return self._connection
 
     def _close(self) -> None:
@@ -389,10 +409,12 @@ class _Client:
             self._connection = None
 
 
-def _new_connection(url: str) -> http.client.HTTPConnection:
+def _new_connection(url: str, secured: ssl.SSLContext | None) -> http.client.HTTPConnection:
     if url.startswith("unix:"):
         return _UnixConnection(url.removeprefix("unix:"))
     parts = urlsplit(url)
+    if secured is not None:
+        return http.client.HTTPSConnection(parts.hostname or "", parts.port or 443, timeout=REQUEST_TIMEOUT, context=secured)
     return http.client.HTTPConnection(parts.hostname or "", parts.port or 80, timeout=REQUEST_TIMEOUT)
 
 

@@ -1,0 +1,46 @@
+"""A real API server's judgement of what the chart renders (dry runs: nothing is changed)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+
+import pytest
+import yaml
+
+from .conftest import VALUE_SETS, Manifest, Render
+
+KUBECONFIG = os.environ.get("VTAP_TEST_KUBECONFIG", "")
+"""Named on purpose: no test talks to whatever cluster somebody's shell happens to point to."""
+OTHERS = "monitoring.coreos.com/"
+"""Kinds that the Prometheus operator brings."""
+
+pytestmark = pytest.mark.skipif(not KUBECONFIG, reason="needs a cluster: VTAP_TEST_KUBECONFIG names its kubeconfig file")
+
+
+def _kubectl(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    program = shutil.which("kubectl")
+    assert program, "kubectl is not on the PATH"
+    command = [program, "--kubeconfig", KUBECONFIG, *arguments]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=110, check=False)
+
+
+def _known(manifest: Manifest) -> bool:
+    if not manifest["apiVersion"].startswith(OTHERS):
+        return True
+    group, kind = OTHERS.rstrip("/"), manifest["kind"].lower()
+    return f"{kind}s.{group}" in _kubectl("api-resources", "--api-group", group, "-o", "name").stdout
+
+
+@pytest.mark.parametrize("name", VALUE_SETS)
+def test_all_of_it_would_be_taken_without_a_warning(render: Render, name: str) -> None:
+    manifests = [each for each in render(name) if _known(each)]
+    for each in manifests:
+        # A namespace that is there for certain.
+        if each["metadata"].get("namespace"):
+            each["metadata"] = {**each["metadata"], "namespace": "default"}
+    done = _kubectl("apply", "--dry-run=server", "-f", "-", stdin=yaml.safe_dump_all(manifests))
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    assert len(done.stdout.splitlines()) == len(manifests)

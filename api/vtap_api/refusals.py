@@ -27,15 +27,26 @@ class Refusal:
 def refusal(tap: VirtualTap, destinations: Mapping[str, TapDestination], namespace_labels: Mapping[str, str]) -> Refusal | None:
     """None where nothing is wrong with the tap. `destinations` by name; `namespace_labels` are those of the tap's namespace."""
     wanted = tap.spec.destination_ref.name
+    return refusal_of(tap.metadata.namespace, wanted, tap.spec.backend, destinations, namespace_labels)
+
+
+def refusal_of(
+    namespace: str,
+    wanted: str,
+    backend: BackendName,
+    destinations: Mapping[str, TapDestination],
+    namespace_labels: Mapping[str, str],
+) -> Refusal | None:
+    """As `refusal`, by what it looks at of a tap: its namespace, the destination that it names, its backend."""
     destination = destinations.get(wanted)
     if destination is None:
         return destination_not_found(wanted, destinations)
     if not namespace_allowed(destination, namespace_labels):
-        return destination_not_allowed(wanted, tap.metadata.namespace)
+        return destination_not_allowed(wanted, namespace)
     if destination.spec.rewrite is not None:
         return destination_unusable(wanted)
-    if tap.spec.backend not in AVAILABLE_BACKENDS:
-        return backend_unavailable(tap.spec.backend)
+    if backend not in AVAILABLE_BACKENDS:
+        return backend_unavailable(backend)
     return None
 
 

@@ -1,4 +1,4 @@
-"""How to reach the API server: as a pod by its service account, else by a kubeconfig file. Files are read again when they change."""
+"""How to reach the API server: as a pod by its service account, else by a kubeconfig file. Files that change are read again."""
 
 from __future__ import annotations
 

@@ -204,7 +204,7 @@ class Client:
     async def watch(
         self, resource: Resource, *, namespace: str = "", params: Mapping[str, str], metadata_only: bool = False, silence: float
     ) -> AsyncIterator[list[bytes]]:
-        """Events as lines of JSON, as many at once as came at once. Ends when the server ends it; `silence` seconds are an end."""
+        """Events as lines of JSON, as many as came at once. Ends when the server ends it, or after `silence` seconds of it."""
         self._note("watch", resource, namespace, "")
         accept = METADATA_ONLY["watch"] if metadata_only else "application/json"
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=REQUEST_TIMEOUT, sock_read=silence)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 from vtap_api.base import API_VERSION
@@ -47,7 +48,7 @@ def _free(taken: list[tuple[int, int]]) -> Iterator[int]:
 def shared(held: Mapping[str, tuple[int, int]]) -> tuple[tuple[str, str], ...]:
     """Pairs of nodes whose blocks overlap, as after a restored backup: their streams cannot be told apart."""
     ordered = sorted((first, size, node) for node, (first, size) in held.items())
-    return tuple((one[2], other[2]) for one, other in zip(ordered, ordered[1:], strict=False) if one[0] + one[1] > other[0])
+    return tuple((one[2], other[2]) for one, other in pairwise(ordered) if one[0] + one[1] > other[0])
 
 
 def tap_node(node: str, uid: str, first: int) -> dict[str, Any]:

@@ -167,7 +167,7 @@ class Uninstall:
                 f"{self._core}/services/{name}",
                 f"{networking}/{name}",
                 f"{self._core}/serviceaccounts/{name}",
-                f"/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/{name}",
+                f"/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/{name}.{self._namespace}",
             ):
                 self._api.delete(path, {"propagationPolicy": "Background"})
             if certificates:

@@ -67,7 +67,7 @@ def _cluster(render: Render, nodes: Mapping[str, bool], hindered: Mapping[str, s
     cluster.put(DEPLOYMENTS, "vtap-collector-default", metadata={"labels": {"vtap.dev/component": "collector"}})
     cluster.put(CLAIMS, "vtap-collector-default")
     cluster.put(TAPS, "checkout")
-    cluster.put(BINDINGS, "vtap-collector-default")
+    cluster.put(BINDINGS, f"vtap-collector-default.{NAMESPACE}")
     cluster.put(BINDINGS, "somebody-elses")
     for secret in ("vtap-ca", "vtap-agent-tls", "vtap-collector-default-tls", "somebody-elses"):
         cluster.put(SECRETS, secret)

@@ -5,7 +5,7 @@
 
 #include <linux/types.h>
 
-#define LAYOUT_VERSION 1 /* part of every pin's name: raise it with any change below but the use of a spare field */
+#define LAYOUT_VERSION 2 /* part of every pin's name: raise it with any change below but the use of a spare field */
 
 #define MAX_SLOTS 4096
 #define MAX_MATCHES 128
@@ -230,12 +230,18 @@ struct control {
 	__u32 queues; /* of the pair, for each CPU */
 	__u32 tickets; /* for each CPU, a power of two */
 	__u32 cpus;
+	__u32 cut_ifindex; /* where cut segments go, 0 = nothing is to be cut */
+	__u32 zero;
 };
+
+#define CUT_QUEUES 4 /* of the pair for cut segments, for each CPU */
 
 #define TICKET_WHOLE 0
 #define TICKET_FIRST 1	   /* the first `chosen` segments */
-#define TICKET_GEOMETRIC 2 /* segment `chosen`, then as the sampler draws */
+#define TICKET_GEOMETRIC 2 /* segment `chosen`, then `following`, then as the sampler draws */
 #define TICKET_LIMITED 4
+#define TICKET_CUT 8 /* cut out of a super-packet by `pick` */
+#define TICKET_NO_MORE 0xffff /* in place of a segment that follows */
 
 /* What `pick` knows of a packet and `send` needs for each of its segments. */
 struct ticket {
@@ -253,7 +259,7 @@ struct ticket {
 	__u16 ethertype; /* network order */
 	__u16 header_length; /* Ethernet to transport header, without tags */
 	__u32 tags[MAX_TAGS]; /* as on the wire */
-	__u32 zero;
+	__u32 following; /* GEOMETRIC: the two segments behind `chosen`, the next in the low half; 0 = not drawn yet */
 };
 
 #define TRAILER_LENGTH 20

@@ -36,6 +36,16 @@ struct cursor {
 	__u32 zero[13];
 };
 
+/* Segments on their way out of a super-packet, an entry each. Both sizes are powers of two. */
+#define MAX_CUTS 2
+#define MAX_CUT_HEADERS 256
+#define MAX_CUT_SEGMENT 16384
+
+struct cut_scratch {
+	__u64 headers[MAX_CUT_HEADERS / 8]; /* the super-packet's, in the first entry */
+	__u8 payload[MAX_CUT_SEGMENT];
+};
+
 #define MAP(NAME, TYPE, MAX, KEY, VALUE, FLAGS)   \
 	struct {                                  \
 		__uint(type, BPF_MAP_TYPE_##TYPE); \
@@ -108,6 +118,7 @@ MAP(node, PERCPU_ARRAY, 1, __u32, struct node_counters, 0);
 MAP(controls, ARRAY, 1, __u32, struct control, 0);
 MAP(cursors, PERCPU_ARRAY, 1, __u32, struct cursor, 0);
 MAP(scratches, PERCPU_ARRAY, 1, __u32, struct scratch, 0);
+MAP(cut_scratches, PERCPU_ARRAY, MAX_CUTS, __u32, struct cut_scratch, 0);
 /* Numbers of the inner maps, for the agent: before Linux 6.8 asking the outer map waits for a grace period each time. */
 MAP(inners, ARRAY, 5 * MAX_SLOTS, __u32, __u32, 0);
 MAP(tickets, ARRAY, 16384, __u32, struct ticket, 0); /* resized to 16384 a CPU before loading */

@@ -3,30 +3,13 @@
 #ifndef VTAP_PICK_H
 #define VTAP_PICK_H
 
+#include "cut.h"
 #include "filter.h"
-#include "parse.h"
 #include "sample.h"
 
 #define HEADROOM 128
 #define SEGMENTS_A_VISIT 64 /* one NAPI poll takes that many from a queue */
 #define MINIMAL_OUTER 64
-
-struct pick {
-	struct packet packet;
-	__u32 segments;
-	__u32 bytes; /* with all tags */
-	__u32 pending; /* mark of the selected tap point that is still to be handed over; 0 = none */
-	__u32 hash;
-	__u32 near_ifindex;
-	__u64 clock; /* CLOCK_MONOTONIC, 0 until it is needed */
-	__u8 parsed;
-	__u8 hashed;
-	__u8 prepared;
-	__u8 strip;
-	__u8 tagged;
-	__u8 ingress;
-	__u8 broken;
-};
 
 static __always_inline __u32 hash_of(struct pick *c)
 {
@@ -125,6 +108,15 @@ static __always_inline void choose_queue(struct __sk_buff *skb, struct cursor *c
 		skb->queue_mapping = cpu * control->queues + (cursor->queue & (control->queues - 1)) + 1;
 }
 
+/* Queues by tap port, that of each keep their order. One visit takes 64 packets of a port, of two segments at most: a queue holds 256. */
+static __always_inline void choose_cut_queue(struct __sk_buff *skb, const struct control *control)
+{
+	__u32 cpu = bpf_get_smp_processor_id();
+
+	if (cpu < control->cpus)
+		skb->queue_mapping = cpu * CUT_QUEUES + (skb->ifindex & (CUT_QUEUES - 1)) + 1;
+}
+
 static __always_inline struct ticket *take_ticket(struct cursor *cursor, const struct control *control, __u32 *mark)
 {
 	__u32 cpu = bpf_get_smp_processor_id(), number = ++cursor->tickets, index;
@@ -135,17 +127,14 @@ static __always_inline struct ticket *take_ticket(struct cursor *cursor, const s
 	return bpf_map_lookup_elem(&tickets, &index);
 }
 
-static __always_inline void hand_over_pending(struct __sk_buff *skb, struct pick *c)
+static __always_inline void hand_over_clone(struct __sk_buff *skb, struct pick *c, __u32 mark, __u32 ifindex)
 {
 	struct ticket *ticket;
 	struct pick_counters *counters;
-	__u32 index = c->pending & 0x3fffff, slot;
+	__u32 index = mark & 0x3fffff, slot;
 
-	if (!c->pending)
-		return;
-	skb->mark = c->pending;
-	c->pending = 0;
-	if (bpf_clone_redirect(skb, c->near_ifindex, 0) >= 0)
+	skb->mark = mark;
+	if (bpf_clone_redirect(skb, ifindex, 0) >= 0)
 		return;
 	ticket = bpf_map_lookup_elem(&tickets, &index);
 	if (!ticket)
@@ -196,13 +185,16 @@ struct selection {
 	__u32 entry;
 	__u32 chosen;
 	__u32 mode;
+	__u32 following;
+	__u32 cuts; /* how many segments are all that is wanted of a super-packet, 0 = more, or all */
+	__u32 cut[MAX_CUTS]; /* and which */
 };
 
 /* Fills in a ticket; the copy leaves when the next tap point is selected, or with the packet itself if none is. */
 static __noinline int hand_over(struct __sk_buff *skb, struct pick *c, struct pick_counters *counters, const struct program *program,
 				const struct selection *selection)
 {
-	__u32 zero = 0, slot = selection->entry & 0xffff, mark, tag, i;
+	__u32 zero = 0, slot = selection->entry & 0xffff, mark, tag, cuts, ifindex, i;
 	struct control *control;
 	struct cursor *cursor;
 	struct ticket *ticket;
@@ -236,8 +228,16 @@ static __noinline int hand_over(struct __sk_buff *skb, struct pick *c, struct pi
 	}
 	prepare(skb, c);
 	c->near_ifindex = control->near_ifindex;
-	hand_over_pending(skb, c);
-	choose_queue(skb, cursor, control, c->segments);
+	cuts = control->cut_ifindex && selection->cuts && can_cut(skb, c) ? selection->cuts : 0;
+	if (c->pending && (cuts || !c->cuts)) {
+		hand_over_clone(skb, c, c->pending, c->near_ifindex);
+		c->pending = 0;
+	}
+	ifindex = cuts ? control->cut_ifindex : control->near_ifindex;
+	if (cuts)
+		choose_cut_queue(skb, control);
+	else
+		choose_queue(skb, cursor, control, c->segments);
 	ticket = take_ticket(cursor, control, &mark);
 	if (!ticket) {
 		counters->dropped_not_ready += c->segments;
@@ -259,10 +259,55 @@ static __noinline int hand_over(struct __sk_buff *skb, struct pick *c, struct pi
 #pragma clang loop unroll(full)
 	for (i = 0; i < MAX_TAGS; i++)
 		ticket->tags[i] = c->packet.tags[(i + tag) & (MAX_TAGS - 1)];
+	ticket->following = selection->following;
 	ticket->mark = mark;
 	counters->handed += c->segments;
+	if (c->pending) { /* It is to be cut, which the others' copies have to be before. */
+		hand_over_clone(skb, c, mark, c->near_ifindex);
+		choose_cut_queue(skb, control);
+		return 0;
+	}
 	c->pending = mark;
+	c->pending_ifindex = ifindex;
+	c->cuts = cuts;
+	c->cut[0] = selection->cut[0];
+	c->cut[1] = selection->cut[1];
 	return 0;
+}
+
+/* Hits in a super-packet from the first on, as far as a ticket has room for them; `send` draws what follows the third. */
+static __always_inline void draw_hits(const struct program *program, struct pick_counters *counters, __u32 n, struct selection *selection)
+{
+	__u64 at = counters->skip;
+
+	selection->mode = TICKET_GEOMETRIC;
+	selection->chosen = selection->cut[0] = at;
+	at += 1 + (__u64)draw_skip(program);
+	if (at >= n) {
+		selection->cuts = 1;
+		selection->following = TICKET_NO_MORE;
+	} else {
+		selection->following = selection->cut[1] = at;
+		at += 1 + (__u64)draw_skip(program);
+		if (at >= n)
+			selection->cuts = 2;
+		selection->following |= (at < n ? (__u32)at : TICKET_NO_MORE) << 16;
+	}
+	if (at < n)
+		counters->skip = draw_skip(program);
+	else
+		counters->skip = at - n > 0xffffffff ? 0xffffffff : at - n;
+}
+
+static __always_inline void take_first(__u32 hits, __u32 n, struct selection *selection)
+{
+	selection->mode = hits < n ? TICKET_FIRST : TICKET_WHOLE;
+	selection->chosen = hits;
+	if (hits >= n || hits > MAX_CUTS)
+		return;
+	selection->cuts = hits;
+	selection->cut[0] = 0;
+	selection->cut[1] = 1;
 }
 
 static __always_inline int sampled(const struct program *program, struct pick *c, struct pick_counters *counters, __u32 entry,
@@ -274,6 +319,8 @@ static __always_inline int sampled(const struct program *program, struct pick *c
 	selection->entry = entry;
 	selection->chosen = 0;
 	selection->mode = TICKET_WHOLE;
+	selection->cuts = 0;
+	selection->following = 0;
 	if (program->sampling == SAMPLE_ONE_IN) {
 		if (counters->skip_drawn != drawn_by(program)) {
 			counters->skip_drawn = drawn_by(program);
@@ -284,9 +331,10 @@ static __always_inline int sampled(const struct program *program, struct pick *c
 			counters->unsampled += n;
 			return 0;
 		}
-		selection->chosen = counters->skip;
-		selection->mode = n > 1 ? TICKET_GEOMETRIC : TICKET_WHOLE;
-		counters->skip = draw_skip(program);
+		if (n > 1)
+			draw_hits(program, counters, n, selection);
+		else
+			counters->skip = draw_skip(program);
 	} else if (program->sampling == SAMPLE_FLOWS) {
 		if (hash_of(c) >= program->flow_threshold) {
 			counters->unsampled += n;
@@ -301,8 +349,8 @@ static __always_inline int sampled(const struct program *program, struct pick *c
 			counters->unsampled += n;
 			return 0;
 		}
-		selection->chosen = hits;
-		selection->mode = hits < n ? TICKET_FIRST : TICKET_WHOLE;
+		if (n > 1)
+			take_first(hits, n, selection);
 	}
 	return 1;
 }
@@ -365,6 +413,61 @@ static __noinline int visit(struct __sk_buff *skb, struct pick *c, __u32 entry)
 	return 0;
 }
 
+/* The segments that were cut out are all that is left to hand over. */
+static __always_inline struct pick_counters *account_cut(struct pick *c)
+{
+	__u32 index = c->pending & 0x3fffff, slot, without = c->segments - c->cuts;
+	struct ticket *ticket = bpf_map_lookup_elem(&tickets, &index);
+	struct pick_counters *counters;
+
+	if (!ticket)
+		return 0;
+	slot = ticket->slot;
+	counters = bpf_map_lookup_elem(&picked, &slot);
+	if (!counters)
+		return 0;
+	ticket->mode = TICKET_WHOLE | TICKET_CUT | (ticket->mode & TICKET_LIMITED);
+	counters->handed -= without;
+	counters->unsampled += without;
+	c->segments = 1;
+	return counters;
+}
+
+/* Hands over all but the last of the segments wanted, which the packet then is; without memory for that it stays whole, and `send`
+ * drops what isn't wanted. -1: nothing is left to hand over. */
+__noinline int cut(struct __sk_buff *skb, struct pick *c)
+{
+	__u32 zero = 0, one = 1, size = skb->gso_size, payload, target, failed;
+	struct cut_scratch *scratch = bpf_map_lookup_elem(&cut_scratches, &zero), *other = bpf_map_lookup_elem(&cut_scratches, &one);
+	struct pick_counters *counters;
+	struct segment first, last;
+	struct origin origin;
+
+	if (!c || !scratch || !other || skb->len <= c->packet.header_length)
+		return 0;
+	payload = skb->len - c->packet.header_length;
+	target = c->pending_ifindex;
+	c->pending_ifindex = c->near_ifindex;
+	find_segment(&first, c->cut[0], size, payload);
+	find_segment(&last, c->cut[1], size, payload);
+	if (keep_payload(skb, c, &first, scratch->payload) || (c->cuts > 1 && keep_payload(skb, c, &last, other->payload)) ||
+	    bpf_skb_change_tail(skb, c->packet.header_length + first.length, 0))
+		return 0;
+	c->pending_ifindex = target;
+	counters = account_cut(c);
+	if (!counters)
+		return -1;
+	read_origin((__u8 *)scratch->headers, (c->packet.meta & 0xff) == 6, &origin);
+	failed = become(skb, c, scratch, &origin, &first, scratch->payload) ? c->cuts : 0;
+	if (!failed && c->cuts > 1) {
+		hand_over_clone(skb, c, c->pending, c->pending_ifindex);
+		failed = become(skb, c, scratch, &origin, &last, other->payload) ? 1 : 0;
+	}
+	counters->handed -= failed;
+	counters->dropped_clone += failed;
+	return failed ? -1 : 0;
+}
+
 struct walk {
 	struct __sk_buff *skb;
 	struct pick *c;
@@ -412,8 +515,10 @@ static __always_inline int finish(struct __sk_buff *skb, struct pick *c)
 {
 	if (!c->pending)
 		return TC_ACT_SHOT;
+	if (c->cuts && cut(skb, c) < 0)
+		return TC_ACT_SHOT;
 	skb->mark = c->pending;
-	return bpf_redirect(c->near_ifindex, 0);
+	return bpf_redirect(c->pending_ifindex, 0);
 }
 
 /* Work memory of this CPU: nothing to clear, and the verifier knows nothing of its content, which keeps it quick. */
@@ -425,6 +530,7 @@ static __always_inline struct pick *begin(struct __sk_buff *skb, int ingress, in
 	if (!c)
 		return 0;
 	c->pending = 0;
+	c->cuts = 0;
 	c->clock = 0;
 	c->parsed = 0;
 	c->hashed = 0;

@@ -200,7 +200,7 @@ static __always_inline int send_copy(struct __sk_buff *skb)
 		return TC_ACT_SHOT;
 	j.copy = &j.scratch->copy;
 	j.counters->arrived++;
-	if (j.ticket->mode != TICKET_WHOLE)
+	if (j.ticket->mode & ~TICKET_CUT)
 		program = whole(&programs, j.ticket->program);
 	if (!next_selected(j.ticket, program)) {
 		j.counters->unsampled++;
@@ -219,6 +219,8 @@ static __always_inline int send_copy(struct __sk_buff *skb)
 		j.counters->dropped_malformed++;
 		return TC_ACT_SHOT;
 	}
+	if (j.ticket->mode & TICKET_CUT)
+		unify_checksum(skb);
 	if (size_up(&j, skb->len)) {
 		j.counters->dropped_oversize++;
 		return TC_ACT_SHOT;
@@ -254,6 +256,13 @@ SEC("tc")
 int send(struct __sk_buff *skb)
 {
 	return send_copy(skb);
+}
+
+/* Where there is an XDP program the veth driver copies what it gets into memory of its own. */
+SEC("xdp.frags")
+int renew(struct xdp_md *packet)
+{
+	return XDP_PASS;
 }
 
 char LICENSE[] SEC("license") = "Apache-2.0";

@@ -37,7 +37,7 @@ struct job {
 
 static __always_inline int next_selected(struct ticket *ticket, const struct program *program)
 {
-	__u32 segment = ticket->segment++, mode = ticket->mode & ~TICKET_LIMITED;
+	__u32 segment = ticket->segment++, mode = ticket->mode & ~(TICKET_LIMITED | TICKET_CUT);
 
 	if (mode == TICKET_WHOLE)
 		return 1;
@@ -45,7 +45,10 @@ static __always_inline int next_selected(struct ticket *ticket, const struct pro
 		return segment < ticket->chosen;
 	if (segment != ticket->chosen)
 		return 0;
-	if (program) {
+	if (ticket->following) {
+		ticket->chosen = ticket->following & 0xffff;
+		ticket->following >>= 16;
+	} else if (program) {
 		__u64 following = (__u64)segment + 1 + draw_skip(program);
 
 		ticket->chosen = following > 0xffffffffULL ? 0xffffffff : following;
@@ -150,6 +153,19 @@ static __always_inline int write_trailer(struct __sk_buff *skb, const struct job
 	trailer->zero = 0;
 	trailer->magic = bpf_htonl(TRAILER_MAGIC);
 	return 0;
+}
+
+/* A TCP checksum that comes out as zero is written as such by segmentation, and as all ones where `pick` cut. */
+static __always_inline void unify_checksum(struct __sk_buff *skb)
+{
+	__u8 *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	__be16 *checksum;
+
+	if (data + 54 > end)
+		return;
+	checksum = (void *)data + (data[14] >> 4 == 6 ? 54 : 14 + (data[14] & 15) * 4) + 16;
+	if ((void *)(checksum + 1) <= (void *)end && *checksum == 0xffff)
+		*checksum = 0;
 }
 
 /* The frame without tags gets its kept length and the trailer. */

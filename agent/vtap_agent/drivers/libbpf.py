@@ -24,6 +24,8 @@ BPF_MAP_TYPE_ARRAY_OF_MAPS = 12
 PER_CPU_TYPES = frozenset({BPF_MAP_TYPE_PERCPU_HASH, BPF_MAP_TYPE_PERCPU_ARRAY})
 BPF_F_NO_PREALLOC = 1
 BPF_TCX_INGRESS = 46
+BPF_XDP = 37
+XDP_FLAGS_DRV_MODE = 1 << 2
 """enum bpf_attach_type, Linux 6.6 and newer."""
 BPF_TC_INGRESS = 1
 BPF_TC_F_REPLACE = 1
@@ -446,6 +448,18 @@ def link_info(fd: int) -> Link:
 def attach_tcx(program: int, ifindex: int) -> int:
     """A new tcx link at ingress. EINVAL from a kernel older than 6.6."""
     return _checked(_lib().bpf_link_create(program, ifindex, BPF_TCX_INGRESS, None), f"attach to interface {ifindex}")
+
+
+class _LinkOpts(ctypes.Structure):
+    """struct bpf_link_create_opts up to its flags, and the zeros that libbpf wants behind them."""
+
+    _fields_ = (("sz", c_size_t), ("flags", c_uint32), ("zero", c_uint32 * 13))
+
+
+def attach_xdp(program: int, ifindex: int) -> int:
+    """A new link in the driver's own path, never the generic one."""
+    opts = _LinkOpts(sz=sizeof(_LinkOpts), flags=XDP_FLAGS_DRV_MODE)
+    return _checked(_lib().bpf_link_create(program, ifindex, BPF_XDP, byref(opts)), f"attach to interface {ifindex}")
 
 
 def update_link(link: int, program: int) -> None:

@@ -12,6 +12,8 @@ from vtap_agent.plan.dataplane import Direction, MirrorKey
 from vtap_agent.plan.mirrors import tap_port_name
 
 QUEUES_PER_CPU = 64
+CUT_QUEUES_PER_CPU = 4
+"""As `layout.h` says."""
 MAX_QUEUES = 1024
 NO_MERGING = 1
 """GRO switches a veth's NAPI on, and a limit below any packet's size keeps it from merging."""
@@ -91,6 +93,16 @@ def pair_alias(node: str) -> str:
     return f"{STAMP} pair node={node}"
 
 
+def cut_devices(node: str) -> PairDevices:
+    """The names of the node's pair for single segments, which `pick` cut out of super-packets."""
+    suffix = _hash(node, "pair")
+    return PairDevices(near=f"vtc{suffix}", far=f"vtd{suffix}")
+
+
+def _cut_queues() -> int:
+    return min(CUT_QUEUES_PER_CPU * libbpf.possible_cpus(), MAX_QUEUES)
+
+
 def _good(end: LinkState | None, alias: str, queues: int) -> bool:
     return end is not None and end.up and end.alias == alias and end.tx_queues == queues and end.rx_queues == queues
 
@@ -98,11 +110,18 @@ def _good(end: LinkState | None, alias: str, queues: int) -> bool:
 def pair_is_good(node: str) -> bool:
     """Whether both ends are there, up, ours and with the queues this machine needs."""
     names, queues = pair_devices(node), queues_per_cpu() * libbpf.possible_cpus()
+    return _is_good(names, node, queues) and _is_good(cut_devices(node), node, _cut_queues())
+
+
+def _is_good(names: PairDevices, node: str, queues: int) -> bool:
     return all(_good(links.find(name), pair_alias(node), queues) for name in (names.near, names.far))
 
 
 def ensure_pair(node: str) -> PairDevices:
-    """The near end segments super-packets and completes checksums because it can do nothing itself; the far end has NAPI."""
+    """The near end segments super-packets and completes checksums because it can do nothing itself; the far end has NAPI.
+
+    Beside it the pair for cut segments, whose far end has NAPI by the XDP program that it is given.
+    """
     names = pair_devices(node)
     if pair_is_good(node):
         return names
@@ -113,17 +132,27 @@ def ensure_pair(node: str) -> PairDevices:
     links.set_gro_limit(names.far, NO_MERGING)
     links.silence(names.far, pair_alias(node))
     links.silence(names.near, pair_alias(node))
+    cut = cut_devices(node)
+    links.create_veth(cut.near, cut.far, _cut_queues())
+    links.set_offloads(cut.near, tso=False, gso=False, tx=False, sg=False)
+    links.silence(cut.far, pair_alias(node))
+    links.silence(cut.near, pair_alias(node))
     return names
 
 
 def remove_pair(node: str) -> None:
-    """Removes the pair; nothing happens when it is gone."""
-    names = pair_devices(node)
-    for name in (names.near, names.far):
-        links.remove(name)
+    """Removes both pairs; nothing happens when they are gone."""
+    for names in (pair_devices(node), cut_devices(node)):
+        for name in (names.near, names.far):
+            links.remove(name)
 
 
 def pair_dropped(node: str) -> int:
-    """Packets the kernel dropped between the ends: a full receive queue or a failed segmentation, both at the sender."""
-    end = links.find(pair_devices(node).near)
-    return end.tx_dropped if end else 0
+    """Packets the kernel dropped between the ends: a full receive queue or a failed segmentation, both at the sender.
+
+    Of a cut segment also one for which there was no memory at the far end.
+    """
+    cut = cut_devices(node)
+    near = [end.tx_dropped for name in (pair_devices(node).near, cut.near) if (end := links.find(name))]
+    far = links.find(cut.far)
+    return sum(near) + (far.rx_dropped if far else 0)

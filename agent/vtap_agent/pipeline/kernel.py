@@ -26,7 +26,7 @@ BPFFS_MAGIC = 0xCAFE4A11
 TICKETS_PER_CPU = 16384
 MAX_TICKETS = 1 << 22
 CLOCK_READINGS = 16
-PROGRAMS = ("pick_ingress", "pick_egress", "send")
+PROGRAMS = ("pick_ingress", "pick_egress", "send", "renew")
 MAPS = (
     "sources",
     "quicks",
@@ -46,6 +46,7 @@ MAPS = (
     "cursors",
     "picks",
     "scratches",
+    "cut_scratches",
     "inners",
     "tickets",
 )
@@ -58,6 +59,8 @@ INNER = {
 }
 OUTERS = ("programs", "destinations", "sources", "floods", "quicks")
 """In the order of their numbers in `inners`."""
+XDP_PIN = "-xdp"
+"""Behind a device's name: the pin of its link to XDP. bpffs takes no dots."""
 CLSACT_PRIORITY = 0x7674
 CLSACT_HANDLE = 1
 
@@ -248,6 +251,38 @@ class Kernel:
         finally:
             os.close(made)
 
+    def attach_xdp(self, program: str, device: str, ifindex: int) -> None:
+        """Runs `program` in the driver of a device. BpfError where that can't be had."""
+        path = self._xdp_path(device)
+        link = libbpf.get_pinned(path)
+        if link is not None:
+            try:
+                if libbpf.link_info(link).ifindex == ifindex:
+                    libbpf.update_link(link, self.programs[program])
+                    return
+            finally:
+                os.close(link)
+            path.unlink()
+        made = libbpf.attach_xdp(self.programs[program], ifindex)
+        try:
+            libbpf.pin(made, path)
+        finally:
+            os.close(made)
+
+    def runs_xdp(self, program: str, device: str, ifindex: int) -> bool:
+        """Whether the device's driver runs this very program."""
+        link = libbpf.get_pinned(self._xdp_path(device))
+        if link is None:
+            return False
+        try:
+            state = libbpf.link_info(link)
+        finally:
+            os.close(link)
+        return state.ifindex == ifindex and state.program_id == self.program_ids[program]
+
+    def _xdp_path(self, device: str) -> Path:
+        return self.root / "links" / f"{device}{XDP_PIN}"
+
     def runs(self, program: str, device: str, ifindex: int) -> bool:
         """Whether the device's ingress runs this very program."""
         link = libbpf.get_pinned(self.root / "links" / device)
@@ -270,7 +305,7 @@ class Kernel:
 
     def sweep(self, devices: Iterable[str]) -> None:
         """Removes pins of other versions, and links of devices not among `devices`. For when nothing runs old programs."""
-        keep = set(devices)
+        keep = {pin for device in devices for pin in (device, f"{device}{XDP_PIN}")}
         for path in (self.root / "links").iterdir():
             if path.name not in keep:
                 path.unlink()

@@ -6,7 +6,7 @@ from ctypes import Structure, c_uint8, c_uint16, c_uint32, c_uint64
 
 from vtap_agent.plan.dataplane import MAX_FLOOD_ENTRIES, MAX_MATCHES, MAX_POINTS_PER_SOURCE
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 MAX_TAGS = 4
 MAX_HEADER = 128
 SOURCE_STRIP = 1
@@ -226,6 +226,8 @@ class Control(Structure):
         ("queues", c_uint32),
         ("tickets", c_uint32),
         ("cpus", c_uint32),
+        ("cut_ifindex", c_uint32),
+        ("zero", c_uint32),
     )
 
 
@@ -247,7 +249,7 @@ class Ticket(Structure):
         ("ethertype", c_uint16),
         ("header_length", c_uint16),
         ("tags", c_uint32 * MAX_TAGS),
-        ("zero", c_uint32),
+        ("following", c_uint32),
     )
 
 

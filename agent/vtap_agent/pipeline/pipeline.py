@@ -10,7 +10,7 @@ from pathlib import Path
 from vtap_agent.drivers import links
 from vtap_agent.drivers.libbpf import possible_cpus
 from vtap_agent.errors import Retry
-from vtap_agent.pipeline import devices, encode, layout
+from vtap_agent.pipeline import cuts, devices, encode, layout
 from vtap_agent.pipeline.counters import SlotCounters
 from vtap_agent.pipeline.diff import Observed, diff, peers_digest, receivers, shortfalls, unwritable
 from vtap_agent.pipeline.kernel import ZERO, Kernel, destroy_pins, tickets_per_cpu, unmount_bpffs, word
@@ -202,6 +202,7 @@ class Pipeline:
         if not self._kernel.runs("send", names.far, far):
             self._kernel.attach("send", names.far, far)
         control = self._kernel.control()
+        control.cut_ifindex = cuts.attach(self._kernel, self._node)
         control.near_ifindex, control.queues = near, devices.queues_per_cpu()
         control.tickets, control.cpus = tickets_per_cpu(), possible_cpus()
         self._kernel.set_control(control)
@@ -214,6 +215,7 @@ class Pipeline:
             and devices.pair_is_good(self._node)
             and self._kernel.control().near_ifindex == links.index_of(names.near)
             and self._kernel.runs("send", names.far, far)
+            and cuts.is_ready(self._kernel, self._node)
         )
 
     def _attach(self, key: MirrorKey, device: str) -> None:
@@ -233,7 +235,8 @@ class Pipeline:
             if self._kernel.runs_something(device, index) and not self._kernel.runs(program, device, index):
                 self._attach(key, device)
         names = devices.pair_devices(self._node)
-        self._kernel.sweep([names.far, *(self.tap_port_devices(key).ours for key in ports.values())])
+        cut = devices.cut_devices(self._node)
+        self._kernel.sweep([names.far, cut.far, *(self.tap_port_devices(key).ours for key in ports.values())])
 
     def _agree_on_sources(self) -> None:
         """A killed agent may have left receivers and quick ways of a change that nobody wants any more."""

@@ -69,10 +69,13 @@ def tcp(source: str, destination: str, sport: int, dport: int, payload: bytes, f
     return head[:16] + struct.pack(">H", sum_) + head[18:] + payload
 
 
-def tcp_super(source: str, destination: str, sport: int, dport: int, payload: bytes, seq: int = 1) -> bytes:
+def tcp_super(
+    source: str, destination: str, sport: int, dport: int, payload: bytes, seq: int = 1, flags: int = 0x10, options: bytes = b""
+) -> bytes:
     """A TCP segment whose checksum field holds the pseudo header's sum only: the rest is an offload's task."""
-    partial = ~checksum(pseudo(source, destination, 6, 20 + len(payload))) & 0xFFFF
-    return struct.pack(">HHIIBBHHH", sport, dport, seq, 0, 5 << 4, 0x10, 512, partial, 0) + payload
+    length = 20 + len(options)
+    partial = ~checksum(pseudo(source, destination, 6, length + len(payload))) & 0xFFFF
+    return struct.pack(">HHIIBBHHH", sport, dport, seq, 0, length // 4 << 4, flags, 512, partial, 0) + options + payload
 
 
 def ip(source: str, destination: str, protocol: int, payload: bytes) -> bytes:
@@ -83,6 +86,6 @@ def ethertype(address: str) -> int:
     return 0x86DD if ":" in address else 0x0800
 
 
-def virtio(version: int, gso_size: int, headers: int) -> bytes:
-    """struct virtio_net_hdr for TCP: checksum needed from behind the IP header, segments of `gso_size`."""
-    return struct.pack("=BBHHHH", 1, 1 if version == 4 else 4, headers, gso_size, headers - 20, 16)
+def virtio(version: int, gso_size: int, headers: int, tcp: int = 20) -> bytes:
+    """struct virtio_net_hdr for TCP: checksum needed from the last `tcp` bytes of the headers on, segments of `gso_size`."""
+    return struct.pack("=BBHHHH", 1, 1 if version == 4 else 4, headers, gso_size, headers - tcp, 16)

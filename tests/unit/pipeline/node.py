@@ -240,6 +240,12 @@ class Node:
         )
         return replace(made, **changes)  # type: ignore[arg-type]
 
+    def set_underlay_mtu(self, mtu: int) -> None:
+        """Of both ends, which are made with 1,500."""
+        ip("link", "set", UPLINK, "mtu", str(mtu))
+        with Inside(self.sink):
+            ip("link", "set", SINK, "mtu", str(mtu))
+
     def plane(
         self,
         program: TapProgram | None = None,

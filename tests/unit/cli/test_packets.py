@@ -4,55 +4,14 @@ from __future__ import annotations
 
 import shutil
 import signal
-import struct
 import subprocess
 import threading
-import time
-from pathlib import Path
 
 import pytest
 
+from tests.unit.cli.pcapng import NOON, STORED, WAIT, datagram, packet, udp_ports, wait_until
+
 pytestmark = pytest.mark.skipif(shutil.which("tshark") is None, reason="tshark is not installed (apt-get install tshark)")
-NOON = 1_700_000_000 * 10**9
-WAIT = 30
-
-
-def _block(kind: int, body: bytes) -> bytes:
-    body += bytes(-len(body) % 4)
-    length = struct.pack("<I", len(body) + 12)
-    return struct.pack("<I", kind) + length + body + length
-
-
-def _option(code: int, value: bytes) -> bytes:
-    return struct.pack("<HH", code, len(value)) + value + bytes(-len(value) % 4)
-
-
-SECTION = _block(0x0A0D0D0A, struct.pack("<IHHq", 0x1A2B3C4D, 1, 0, -1))
-
-
-def interface(name: str) -> bytes:
-    return _block(1, struct.pack("<HHI", 1, 0, 0) + _option(2, name.encode()) + _option(9, b"\x09") + _option(0, b""))
-
-
-def packet(index: int, time_ns: int, frame: bytes) -> bytes:
-    return _block(6, struct.pack("<IIIII", index, time_ns >> 32, time_ns & 0xFFFFFFFF, len(frame), len(frame)) + frame)
-
-
-def datagram(port: int, payload: bytes) -> bytes:
-    udp = struct.pack(">HHHH", 40000, port, 8 + len(payload), 0) + payload
-    addresses = bytes([10, 1, 0, 1, 10, 1, 0, 2])
-    header = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(udp), 0, 0, 64, 17, 0)
-    return bytes.fromhex("020000000001020000000002 0800") + header + addresses + udp
-
-
-STORED = (
-    SECTION
-    + interface("shop/web-0 eth0 Egress")
-    + interface("shop/web-1 eth0 Ingress")
-    + packet(0, NOON, datagram(9999, b"one"))
-    + packet(1, NOON + 10**6, datagram(9998, b"two"))
-    + packet(0, NOON + 2 * 10**6, datagram(9999, b"three"))
-)
 
 
 def in_chunks(data: bytes, size: int = 50):
@@ -63,11 +22,6 @@ def in_chunks(data: bytes, size: int = 50):
         reply.chunk(b"")
 
     return answer
-
-
-def udp_ports(file: Path) -> list[str]:
-    command = ["tshark", "-n", "-r", str(file), "-T", "fields", "-e", "udp.dstport"]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=WAIT).stdout.split()
 
 
 def test_stored_packets_are_decoded_with_the_pod_that_they_belong_to(run):
@@ -161,13 +115,6 @@ def test_interrupting_a_live_capture_leaves_a_good_file(run, live, tmp_path):
             writing.send_signal(signal.SIGINT)
         assert writing.wait(WAIT) == 0
     assert udp_ports(file) == ["9999", "9998", "9999"]
-
-
-def wait_until(condition, timeout: float = WAIT) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.01)
 
 
 def test_reader_that_has_seen_enough_is_no_error(run):

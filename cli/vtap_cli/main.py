@@ -196,7 +196,7 @@ def _add_selection(made: argparse.ArgumentParser, *, live: bool) -> None:
         "--every",
         type=_duration,
         metavar="TIME",
-        help="with --count N: the first N packets of each TIME, such as 10s; before --filter",
+        help="with --count N: the first N packets of each interface in each TIME, such as 10s, of those that match",
     )
     made.add_argument("--count", type=_positive, default=0, metavar="N", help="at most N packets, in all or with --every")
 

@@ -6,15 +6,19 @@ Packets never pass through Python one by one: chunks of pcapng go from the colle
 from __future__ import annotations
 
 import contextlib
+import io
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, cast
 
+from vtap_cli import selection
 from vtap_cli.daemons import Daemon, get_chunks
 from vtap_cli.errors import CliError
 from vtap_cli.tables import tap_name
@@ -50,11 +54,18 @@ class Request:
     output: Path | None = None
     as_json: bool = False
 
+    @property
+    def selects_after_filter(self) -> bool:
+        """What is to be counted is what tshark's filter lets pass, so that the collector can't count it."""
+        return bool(self.display_filter and self.count)
+
     def query(self) -> dict[str, str]:
         """What the collector is asked for."""
         query = {"tap": "/".join(tap_name(self.tap))}
         if self.capture_filter:
             query["filter"] = self.capture_filter
+        if self.selects_after_filter:
+            return query
         if self.every is not None:
             query["every"] = f"{self.every.nanoseconds / 1e9:.9f}".rstrip("0").rstrip(".")
         if self.count:
@@ -75,6 +86,8 @@ def run(request: Request, source: Daemon, until: float | None = None) -> int:
     first = next(chunks, b"")
     if request.output is not None and not request.display_filter:
         return _write(_again(first, chunks), request.output)
+    if request.selects_after_filter:
+        return _select_through_tshark(_again(first, chunks), request)
     return _through_tshark(_again(first, chunks), request)
 
 
@@ -131,15 +144,7 @@ def _copy(chunks: Iterable[bytes], stream: IO[bytes]) -> None:
 
 
 def _through_tshark(chunks: Iterable[bytes], request: Request) -> int:
-    command = ["tshark", "-n", "-l", "-r", "-"]
-    if request.display_filter:
-        command += ["-Y", request.display_filter]
-    if request.output is None and request.as_json:
-        command += ["-T", "json"]
-    elif request.output is None:
-        command += ["-o", "gui.column.format:" + ",".join(f'"{title}","{what}"' for title, what in COLUMNS)]
-    else:
-        command += ["-F", "pcapng", "-w", str(request.output)]
+    command = _tshark(request, COLUMNS, request.output)
     # In a session of its own an interrupt reaches only us: we close its input, and it writes out what it holds.
     with tempfile.TemporaryFile() as errors:
         with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=errors, start_new_session=True) as tshark:
@@ -149,9 +154,96 @@ def _through_tshark(chunks: Iterable[bytes], request: Request) -> int:
             finally:
                 with contextlib.suppress(BrokenPipeError):
                     tshark.stdin.close()
-        errors.seek(0)
-        said = errors.read().decode(errors="replace")
+        _check_ended(tshark, errors)
+    return 0
+
+
+def _tshark(request: Request, columns: Sequence[tuple[str, str]], output: Path | None) -> list[str]:
+    command = ["tshark", "-n", "-l", "-r", "-"]
+    if request.display_filter:
+        command += ["-Y", request.display_filter]
+    if output is not None:
+        return [*command, "-F", "pcapng", "-w", str(output)]
+    if request.as_json:
+        return [*command, "-T", "json"]
+    return [*command, "-o", "gui.column.format:" + ",".join(f'"{title}","{what}"' for title, what in columns)]
+
+
+def _check_ended(tshark: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
+    errors.seek(0)
+    said = errors.read().decode(errors="replace")
     if tshark.returncode > 0:
         sentence = next((line.removeprefix("tshark: ") for line in said.splitlines() if line.startswith("tshark: ")), "it failed")
         raise CliError(f"tshark: {sentence.rstrip('.')}")
+
+
+# ---- counting what the display filter lets pass ----
+
+
+class _Feeder(threading.Thread):
+    """Copies the collector's chunks into tshark, so that its output can be read meanwhile."""
+
+    def __init__(self, chunks: Iterable[bytes], tshark: IO[bytes]) -> None:
+        super().__init__(name="feed tshark", daemon=True)  # it may wait for packets that never come
+        self._chunks, self._tshark = chunks, tshark
+        self.error: CliError | None = None
+
+    def run(self) -> None:
+        try:
+            with contextlib.suppress(OSError, ValueError):  # tshark has gone, or its input has been closed
+                for chunk in self._chunks:
+                    left = memoryview(chunk)
+                    while left:
+                        left = left[self._tshark.write(left) :]
+        except CliError as error:
+            self.error = error
+        finally:
+            self.stop()
+
+    def stop(self) -> None:
+        """tshark then writes out what it holds, and ends."""
+        with contextlib.suppress(OSError):
+            self._tshark.close()
+
+
+def _select_through_tshark(chunks: Iterable[bytes], request: Request) -> int:
+    selected = selection.Selection(request.count, request.every.nanoseconds if request.every is not None else 0)
+    form = selection.lines
+    if request.output is not None:
+        form = selection.pcapng
+    elif request.as_json:
+        form = selection.json_array
+    command = _tshark(request, (*selection.MARKS, *COLUMNS), STANDARD_OUTPUT if request.output is not None else None)
+    with tempfile.TemporaryFile() as errors:
+        with subprocess.Popen(
+            command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, start_new_session=True
+        ) as tshark:
+            assert tshark.stdin is not None and tshark.stdout is not None
+            feeder = _Feeder(chunks, tshark.stdin)
+            feeder.start()
+            try:
+                with _interrupt_ends(feeder):
+                    _write(
+                        form(io.BufferedReader(cast("io.RawIOBase", tshark.stdout)), selected), request.output or STANDARD_OUTPUT
+                    )
+            finally:
+                tshark.terminate()  # where it has not ended by itself
+        if feeder.error is not None:
+            raise feeder.error
+        _check_ended(tshark, errors)
     return 0
+
+
+@contextlib.contextmanager
+def _interrupt_ends(feeder: _Feeder) -> Iterator[None]:
+    """The first interrupt ends the input, so that what has come is written out; a second one interrupts."""
+
+    def end(_number: int, _frame: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        feeder.stop()
+
+    before = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

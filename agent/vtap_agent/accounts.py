@@ -10,11 +10,12 @@ from pathlib import Path
 
 from vtap_agent import state
 from vtap_agent.errors import TellUser
-from vtap_agent.plan.dataplane import NodeCounters, PointCounters
+from vtap_agent.plan.dataplane import MAX_SLOTS, NodeCounters, PointCounters
 from vtap_agent.plan.slots import Assignment, SlotTable, StreamName, allocate
 from vtap_agent.plan.streams import StreamId
 from vtap_agent.report.announcer import Totals
 from vtap_agent.report.ledger import Row, attribute_pair_drops, close
+from vtap_agent.report.told import Told, limited_to, merged
 
 SETTLE = 1.0
 """Seconds between a stream's last feeding and its last reading: what was in the pair has left by then."""
@@ -34,10 +35,14 @@ class _Rows:
 class Accounts:
     """Slots, counters and closed rows, saved whenever they change. Used by the loop's thread only."""
 
-    def __init__(self, path: Path, first_key: int) -> None:
+    def __init__(self, path: Path, first_key: int, size: int = MAX_SLOTS, *, move: bool = False) -> None:
+        """Keys are `first_key` and the `size` - 1 that follow. With `move` streams that had other keys begin anew under these."""
         self._path = path
         self._first_key = first_key
         self._state = state.load(path, first_key)
+        if move and self._state.first_key != first_key:
+            self.forget_counters()
+        self._state = replace(self._state, slots=replace(self._state.slots, size=size))
         if self._state.first_key != first_key and self._state.slots.assigned:
             raise TellUser(
                 f"--first-key: {path} holds streams with keys from {self._state.first_key} on; "
@@ -49,6 +54,10 @@ class Accounts:
         self._closed_at: dict[StreamId, float] = {}
         self._pair_seen = 0
         self._last_rows: _Rows | None = None
+        # Whether their collectors have heard how these ended is not known: an agent may have been killed before it said so.
+        unheard = {stream.id for said in self._state.told.values() for stream in said.streams}
+        now = time.monotonic()
+        self._closed_at |= {row_id: now for row in self._state.closed if (row_id := (row.key, row.incarnation)) in unheard}
 
     @property
     def slots(self) -> SlotTable:
@@ -65,6 +74,29 @@ class Accounts:
         """Streams that are wanted no more and have not come to rest yet."""
         assigned = self._state.slots.assigned
         return frozenset(self._id(name) for name in assigned if name not in self._wanted)
+
+    @property
+    def told(self) -> Told:
+        """What collectors were told last, by destination, of streams about which something may still have to be said.
+
+        At a start this is what an earlier agent has told. Destinations to which nothing is left to say are there without streams.
+        """
+        return limited_to(self._state.told, self._spoken_of())
+
+    def tell(self, wanted: Told) -> None:
+        """Remember what collectors are about to be told, on disk before they are."""
+        said = merged(wanted, self._state.told, self._spoken_of())
+        if said != self._state.told:
+            self._save(replace(self._state, told=said))
+
+    def all_heard(self) -> None:
+        """Every collector has had the last word about every stream."""
+        self._closed_at = {}
+        self._save(replace(self._state, told={}))
+
+    def _spoken_of(self) -> frozenset[StreamId]:
+        """Streams that run, or whose totals are still told."""
+        return frozenset(map(self._id, self._state.slots.assigned)) | self._closed_at.keys()
 
     def confirm(self, streams: Iterable[StreamId]) -> None:
         """Remember what collectors have acknowledged of the streams that there are."""

@@ -101,6 +101,8 @@ class View:
     files_refused: int = 0
     map_bytes: int = 0
     purges: int = 0
+    inventory: Inventory | None = None
+    """As the last pass found it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +137,7 @@ class Loop:
         self._mirror_problems: Mapping[MirrorKey, str] = {}
         self._source_problems: tuple[str, ...] = ()
         self._inventory_problems: tuple[str, ...] = ()
+        self._inventory: Inventory | None = None
         self._last_seen: Inventory | None = None
         self._planned: _Planned | None = None
         self._reported: tuple[Row, ...] | None = None
@@ -143,6 +146,8 @@ class Loop:
         self._maps_changed = True
         self._changed_at = self._health_at = -math.inf
         self._retry = RETRY_FIRST
+        self.ready = False
+        """Whether a pass has done all that can be done; without Open vSwitch that is little."""
         self.view = View()
         """Any thread may read it; take it once for one answer."""
         self.metrics = AgentMetrics(self.reading)
@@ -161,6 +166,11 @@ class Loop:
             files_refused=view.files_refused,
             age=max(0.0, time.monotonic() - view.read_at),
         )
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the loop last moved."""
+        return self._lease.silence
 
     def refresh(self) -> None:
         """Read the counters now, for the next `reading`; call it on the loop's thread."""
@@ -182,6 +192,7 @@ class Loop:
 
     def run(self) -> None:
         """Until stopped."""
+        self._parts.announcer.adopt(self._parts.accounts.told)
         self._lease.start()
         try:
             self._run()
@@ -222,6 +233,7 @@ class Loop:
             log.warning("%s", self._failure)
         outcome = "failed" if self._failure else "unverified" if self._unverified else "converged"
         self.metrics.passes.labels(outcome).inc()
+        self.ready = self.ready or outcome == "converged" or self._failure == AWAY
         self._report()
         if outcome != "converged":
             self._retry, now = min(RETRY_LAST, self._retry * 2), self._retry
@@ -234,7 +246,7 @@ class Loop:
         snapshot = parts.taps.snapshot()
         self._source_problems = snapshot.problems
         desired = snapshot.desired
-        inventory = parts.observer.snapshot(remotes(desired))
+        inventory = self._inventory = parts.observer.snapshot(remotes(desired))
         self._inventory_problems = inventory.problems
         if not inventory.switch.reachable:
             self._converge_without_switch(desired, inventory)
@@ -259,6 +271,7 @@ class Loop:
     def _begin(self, plan: Plan) -> None:
         self._verdicts = plan.verdicts
         self._wanted = plan.dataplane
+        self._parts.accounts.tell(plan.announcements)
         self._parts.announcer.submit(plan.announcements, self._parts.accounts.leaving)
 
     def _steadied(self, inventory: Inventory) -> Inventory:
@@ -369,7 +382,8 @@ class Loop:
         parts.accounts.settle(counters, at_once=True)
         parts.announcer.report(parts.accounts.totals(parts.accounts.rows(counters)))
         parts.announcer.submit({})
-        parts.announcer.drain(LINGER + 1)
+        if parts.announcer.drain(LINGER + 1):
+            parts.accounts.all_heard()
 
     def _settled_counters(self) -> NodeCounters:
         """Once no copy is between `pick` and `send` any more, or after SETTLE seconds."""
@@ -450,6 +464,7 @@ class Loop:
                 *(shortfall.sentence for shortfall in self._unverified if shortfall.concerns_nobody),
             ),
             files_refused=len(self._source_problems),
+            inventory=self._inventory,
         )
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vtap_agent.errors import Retry, TellUser
 from vtap_agent.plan.slots import SlotTable, from_json, to_json
-from vtap_agent.plan.streams import StreamId
+from vtap_agent.plan.streams import StreamId, StreamSet
+from vtap_agent.report import told
 from vtap_agent.report.ledger import Row, row_from_json, row_to_json
 
 FORMAT = 1
@@ -28,6 +30,8 @@ class AgentState:
     pair_dropped: int = 0
     confirmed: frozenset[StreamId] = frozenset()
     """Live streams that their collector has acknowledged."""
+    told: Mapping[str, StreamSet] = field(default_factory=dict[str, StreamSet])
+    """What collectors were told last, by destination: streams that run, and those whose last word may not have been heard."""
 
 
 def load(path: Path, first_key: int) -> AgentState:
@@ -50,6 +54,7 @@ def load(path: Path, first_key: int) -> AgentState:
             tuple(row_from_json(row) for row in data["closed"]),
             int(data["pairDropped"]),
             frozenset((int(key), str(incarnation)) for key, incarnation in data["confirmed"]),
+            told.from_json(data.get("told", ())),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise TellUser(f"{path}: is not state this agent wrote ({error}); move it away to start afresh") from error
@@ -67,6 +72,7 @@ def save(path: Path, state: AgentState) -> None:
         "closed": [row_to_json(row) for row in state.closed],
         "pairDropped": state.pair_dropped,
         "confirmed": sorted(state.confirmed),
+        "told": told.to_json(state.told),
     }
     # All at once: json.dump would encode piece by piece, in Python.
     text = json.dumps(data)

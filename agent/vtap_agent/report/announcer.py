@@ -67,6 +67,14 @@ class Announcer:
         self._urls: dict[str, str] = {}
         self._totals: Mapping[StreamId, Totals] = {}
 
+    def adopt(self, told: Mapping[str, StreamSet]) -> None:
+        """Take over what an earlier agent has told, before the first `submit`: what that does not want is taken leave of."""
+        self._urls = {destination: streams.endpoint.url for destination, streams in told.items()}
+        for url, streams in _by_url(told).items():
+            worker = self._worker(streams)
+            worker.acknowledgement = Acknowledgement(frozenset(stream.id for stream in streams.streams))
+            self._start(url, worker)
+
     def submit(self, wanted: Mapping[str, StreamSet], leaving: frozenset[StreamId] = frozenset()) -> None:
         """Make `wanted` (by destination) known. Returns at once; `on_change` is called when an answer changes something.
 
@@ -82,9 +90,15 @@ class Announcer:
         for url, streams in merged.items():
             worker = self._workers.get(url)
             if worker is None or not worker.submit(streams, leaving):
-                worker = self._workers[url] = _Worker(self._node, streams, self._on_change, self._identity)
-                worker.report(self._totals)
-                worker.start()
+                self._start(url, self._worker(streams))
+
+    def _worker(self, streams: StreamSet) -> _Worker:
+        return _Worker(self._node, streams, self._on_change, self._identity)
+
+    def _start(self, url: str, worker: _Worker) -> None:
+        self._workers[url] = worker
+        worker.report(self._totals)
+        worker.start()
 
     def report(self, totals: Mapping[StreamId, Totals]) -> None:
         """The newest totals of all streams, including those that ended lately. They hold until the next call."""
@@ -92,12 +106,13 @@ class Announcer:
         for worker in list(self._workers.values()):
             worker.report(totals)
 
-    def drain(self, seconds: float) -> None:
-        """Wait until collectors that nothing is sent to any more have been told so, at most `seconds`."""
+    def drain(self, seconds: float) -> bool:
+        """Wait until collectors that get nothing any more have been told so, at most `seconds`; False where some have not."""
         until = time.monotonic() + seconds
         for worker in list(self._workers.values()):
             if worker.is_retiring:
                 worker.join(max(0.0, until - time.monotonic()))
+        return all(worker.has_taken_leave for worker in self._workers.values() if worker.is_retiring)
 
     def acknowledgements(self) -> dict[str, Acknowledgement]:
         """By destination."""
@@ -148,6 +163,11 @@ class _Worker(threading.Thread):
     @property
     def is_retiring(self) -> bool:
         return self._retiring
+
+    @property
+    def has_taken_leave(self) -> bool:
+        """Whether it has ended with its collector knowing that nothing comes any more."""
+        return not self.is_alive() and not self.acknowledgement.streams and not self.acknowledgement.problem
 
     def submit(self, wanted: StreamSet, leaving: frozenset[StreamId] = frozenset()) -> bool:
         """False where the worker has ended, so that another has to take over."""

@@ -160,8 +160,8 @@ class Node:
         self.world = World(replace(seen, switch=replace(seen.switch, bridges=(bridge,))))
         self.taps, self.pipeline, self.mirrors, self.mailbox = Taps(), MemoryPipeline(), MemoryMirrors(), Mailbox()
         self.accounts = Accounts(state / "agent.json", 4096)
-        announcer = Announcer("node-1", self.mailbox.changed)
-        parts: Any = (self.taps, self.world, self.mirrors, self.pipeline, announcer, self.accounts, self.mailbox)
+        self.announcer = Announcer("node-1", self.mailbox.changed)
+        parts: Any = (self.taps, self.world, self.mirrors, self.pipeline, self.announcer, self.accounts, self.mailbox)
         self.loop = Loop(Parts(*parts), 4096)
 
     def want(self, *taps: VirtualTap) -> None:

@@ -6,9 +6,11 @@ import argparse
 import fcntl
 import logging
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +18,38 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from vtap_agent.accounts import Accounts
 from vtap_agent.backends.ovs_mirror import OvsMirrorBackend
+from vtap_agent.cluster import STOPPED, ClusterMetrics, access_of, starting, waiting_for, writer_of
+from vtap_agent.drivers.bpffs import pin_root, remove_pin_root
 from vtap_agent.drivers.ovsdb import OvsdbConnection
 from vtap_agent.errors import TellUser, VtapError, Wait
 from vtap_agent.events import Mailbox
+from vtap_agent.health import Health
 from vtap_agent.inventory import Observer, give_back_neighbours
-from vtap_agent.loop import Loop, Parts, View
+from vtap_agent.inventory.observer import PodSource
+from vtap_agent.loop import Loop, Parts, TapSource, View
 from vtap_agent.pipeline import Pipeline
 from vtap_agent.plan.dataplane import DataPlane
 from vtap_agent.plan.steps import ordered
 from vtap_agent.report.announcer import Announcer
+from vtap_agent.report.identity import ClientIdentity
 from vtap_agent.report.ledger import keys_to_json, ledger_to_json
 from vtap_agent.report.server import Answer, Routes, Server, as_json
 from vtap_agent.report.status import rates_by_point, status_to_json
+from vtap_agent.report.tapnode import NodeView, TapNodeWriter
 from vtap_agent.sources.directory import TapDirectory
+from vtap_agent.sources.kubernetes.memory import FILE as CLUSTER_FILE
+from vtap_agent.sources.kubernetes.source import ClusterSource
 from vtap_agent.sources.pods import NamespacePods, PodsFile
 
 log = logging.getLogger(__name__)
 
 STATE_FILE = "agent.json"
 SOCKET = "agent.sock"
+LOCK = "agent.lock"
 PODS_ARE_NAMESPACES = "netns"
+KEPT = 120.0
+"""Seconds that copies go on after an agent that keeps them on exit: an upgrade's next agent has begun by then."""
+LOOK_EVERY = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +65,11 @@ class Settings:
     listen: str
     first_key: int
     keep_on_exit: bool
+    kubernetes: bool = False
+    kubeconfig: Path | None = None
+    namespace: str = ""
+    tls: Path | None = None
+    bpffs: Path | None = None
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> Settings:
@@ -65,7 +84,16 @@ class Settings:
             listen=options.listen,
             first_key=options.first_key,
             keep_on_exit=options.on_exit == "keep",
+            kubernetes=options.kubernetes,
+            kubeconfig=options.kubeconfig,
+            namespace=options.namespace,
+            tls=options.tls,
+            bpffs=options.bpffs,
         )
+
+    def pins(self) -> Path:
+        """Where eBPF objects are pinned. Raises TellUser where --bpffs names no bpffs."""
+        return self.run_dir / "bpf" if self.bpffs is None else pin_root(self.bpffs)
 
 
 class Agent:
@@ -74,6 +102,8 @@ class Agent:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._mailbox = Mailbox()
+        self._loop: Loop | None = None
+        self._waiting: Callable[[], str] = lambda: "the agent is starting"
 
     def stop(self) -> None:
         """From any thread or signal handler."""
@@ -81,40 +111,109 @@ class Agent:
 
     def run(self) -> None:
         """Until stopped. Raises TellUser where it cannot start."""
-        settings, mailbox = self._settings, self._mailbox
         with ExitStack() as stack:
-            stack.enter_context(_only_one(settings.run_dir))
-            accounts = Accounts(settings.state_dir / STATE_FILE, settings.first_key)
-            pipeline = Pipeline.open(settings.run_dir / "bpf", settings.node)
-            closing = stack.enter_context(ExitStack())
-            closing.callback(pipeline.close)
-            if not pipeline.adopted:
-                accounts.forget_counters()
-            ovsdb = OvsdbConnection(settings.ovsdb)
-            stack.callback(ovsdb.close)
-            mirrors = OvsMirrorBackend(ovsdb, settings.node, generation=os.getpid())
-            stack.callback(mirrors.close)
-            taps = TapDirectory(settings.taps)
-            pods = NamespacePods() if settings.pods == PODS_ARE_NAMESPACES else PodsFile(Path(settings.pods))
-            observer = Observer(ovsdb, pods)
-            announcer = Announcer(settings.node, mailbox.changed)
-            taps.on_change(mailbox.changed)
-            observer.on_change(mailbox.changed)
-            loop = Loop(Parts(taps, observer, mirrors, pipeline, announcer, accounts, mailbox), settings.first_key)
+            stack.enter_context(_only_one(self._settings.run_dir))
+            if self._settings.kubernetes:
+                self._run_in_cluster(stack)
+            else:
+                self._run_with_files(stack)
+
+    def _run_with_files(self, stack: ExitStack) -> None:
+        settings = self._settings
+        taps = TapDirectory(settings.taps)
+        pods = NamespacePods() if settings.pods == PODS_ARE_NAMESPACES else PodsFile(Path(settings.pods))
+        taps.on_change(self._mailbox.changed)
+        accounts = Accounts(settings.state_dir / STATE_FILE, settings.first_key)
+        with self._loop_on(stack, taps, pods, accounts, settings.first_key) as (loop, observer):
             for part in (taps, pods, observer):
                 part.start()
                 stack.callback(part.stop)
-            server = Server(self._routes(loop), settings.run_dir / SOCKET, settings.listen)
-            server.start()
-            stack.callback(server.stop)
-            stack.callback(announcer.stop)
+            self._serve(stack)
             loop.run()
-            if settings.keep_on_exit:
-                log.info("stopping; copies go on until the lease ends")
-            else:
-                loop.remove_everything()
-                closing.pop_all()
-                pipeline.destroy()
+
+    def _run_in_cluster(self, stack: ExitStack) -> None:
+        settings, mailbox = self._settings, self._mailbox
+        access = access_of(settings.kubeconfig)
+        source = ClusterSource(access, settings.node, settings.namespace, settings.state_dir)
+        source.on_change(mailbox.changed)
+        writer = writer_of(source, access, settings.node, lambda: self._node_view(source))
+        self._waiting = lambda: waiting_for(source)[1]
+        self._serve(stack)
+        source.start()
+        stack.callback(source.stop)
+        writer.start()
+        stack.callback(self._last_word, writer)
+        if not self._await(source):
+            return
+        block = source.key_block
+        if block is None:
+            raise TellUser("the TapNode's key block has gone while the agent started; start it again")
+        accounts = Accounts(settings.state_dir / STATE_FILE, block.first, block.size, move=True)
+        with self._loop_on(stack, source, source.pods, accounts, block.first) as (loop, observer):
+            observer.on_change(source.pods.sandboxes.look_again)
+            loop.metrics.add(ClusterMetrics(source, writer))
+            source.on_change(lambda: mailbox.stop() if source.key_block != block else None)
+            observer.start()
+            stack.callback(observer.stop)
+            loop.run()
+        if source.key_block != block:
+            raise TellUser(f"the TapNode's key block is another than {block.first}: the agent has to start again")
+
+    def _await(self, source: ClusterSource) -> bool:
+        """Wait until enough is known to begin; False where the agent is stopped before."""
+        while not source.ready:
+            _, stopping = self._mailbox.wait(time.monotonic() + LOOK_EVERY)
+            if stopping:
+                return False
+        return True
+
+    def _last_word(self, writer: TapNodeWriter) -> None:
+        writer.stop(("", "") if self._settings.keep_on_exit else STOPPED)
+
+    def _node_view(self, source: ClusterSource) -> NodeView:
+        loop = self._loop
+        if loop is None:
+            return NodeView(trouble=waiting_for(source))
+        view = loop.view
+        return NodeView(view.statuses, view.rows, view.inventory)
+
+    @contextmanager
+    def _loop_on(
+        self, stack: ExitStack, taps: TapSource, pods: PodSource, accounts: Accounts, first_key: int
+    ) -> Iterator[tuple[Loop, Observer]]:
+        """The loop over these sources; afterwards its copies are kept or removed, as the settings say."""
+        settings, mailbox = self._settings, self._mailbox
+        root = settings.pins()
+        pipeline = Pipeline.open(root, settings.node)
+        closing = stack.enter_context(ExitStack())
+        closing.callback(pipeline.close)
+        if not pipeline.adopted:
+            accounts.forget_counters()
+        ovsdb = OvsdbConnection(settings.ovsdb)
+        stack.callback(ovsdb.close)
+        mirrors = OvsMirrorBackend(ovsdb, settings.node, generation=os.getpid())
+        stack.callback(mirrors.close)
+        observer = Observer(ovsdb, pods)
+        identity = ClientIdentity(settings.tls) if settings.tls is not None else None
+        announcer = Announcer(settings.node, mailbox.changed, identity)
+        stack.callback(announcer.stop)
+        observer.on_change(mailbox.changed)
+        loop = self._loop = Loop(Parts(taps, observer, mirrors, pipeline, announcer, accounts, mailbox), first_key)
+        yield loop, observer
+        if settings.keep_on_exit:
+            pipeline.renew_lease(KEPT)
+            log.info("stopping; copies go on for %g s, or until another agent takes over", KEPT)
+        else:
+            loop.remove_everything()
+            closing.pop_all()
+            pipeline.destroy()
+            if settings.bpffs is not None:
+                remove_pin_root(root)
+
+    def _serve(self, stack: ExitStack) -> None:
+        server = Server(self._routes(), self._settings.run_dir / SOCKET, self._settings.listen)
+        server.start()
+        stack.callback(server.stop)
 
     def cleanup(self) -> None:
         """Remove what an agent of this node has left behind; refused while one is running."""
@@ -129,18 +228,53 @@ class Agent:
             finally:
                 mirrors.close()
                 ovsdb.close()
-            Pipeline.open(settings.run_dir / "bpf", settings.node).destroy()
+            root = settings.pins()
+            Pipeline.open(root, settings.node).destroy()
+            if settings.bpffs is not None:
+                remove_pin_root(root)
             give_back_neighbours()
+        if settings.kubernetes:
+            _forget(settings)
 
-    def _routes(self, loop: Loop) -> Routes:
+    def _health(self) -> Health:
+        loop = self._loop
+        if loop is None:
+            return Health(waiting=self._waiting())
+        return Health(loop.silence, loop.ready)
+
+    def _running(self) -> Loop:
+        """Raises Wait while there is no loop yet."""
+        if self._loop is None:
+            raise starting(self._waiting())
+        return self._loop
+
+    def _routes(self) -> Routes:
         node, mailbox = self._settings.node, self._mailbox
         return {
-            "/healthz": lambda: Answer(b"ok\n", "text/plain"),
-            "/metrics": lambda: _metrics(loop, mailbox),
-            "/v1/ledger": lambda: as_json(ledger_to_json(node, *mailbox.call(loop.ledger))),
-            "/v1/status": lambda: as_json(_status(node, loop.view)),
-            "/v1/keys": lambda: as_json(keys_to_json(node, loop.view.rows)),
+            "/healthz": lambda: _probe(self._health().dead()),
+            "/readyz": lambda: _probe(self._health().unready()),
+            "/metrics": lambda: _metrics(self._running(), mailbox),
+            "/v1/ledger": lambda: as_json(ledger_to_json(node, *mailbox.call(self._running().ledger))),
+            "/v1/status": lambda: as_json(_status(node, self._running().view)),
+            "/v1/keys": lambda: as_json(keys_to_json(node, self._running().view.rows)),
         }
+
+
+def _probe(trouble: str) -> Answer:
+    if trouble:
+        return Answer(f"{trouble}\n".encode(), "text/plain", HTTPStatus.SERVICE_UNAVAILABLE)
+    return Answer(b"ok\n", "text/plain")
+
+
+def _forget(settings: Settings) -> None:
+    """The state of a node that has no agent any more, and the directories where nothing else is in them."""
+    for path in (settings.state_dir / STATE_FILE, settings.state_dir / CLUSTER_FILE, settings.run_dir / LOCK):
+        path.unlink(missing_ok=True)
+    for directory in (settings.state_dir, settings.run_dir):
+        try:
+            directory.rmdir()
+        except OSError as error:
+            log.info("%s stays: %s", directory, error.strerror)
 
 
 def _metrics(loop: Loop, mailbox: Mailbox) -> Answer:
@@ -161,7 +295,7 @@ def _only_one(run_dir: Path) -> Iterator[None]:
     """Two agents with the same run directory would undo each other's work."""
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        lock = (run_dir / "agent.lock").open("w")
+        lock = (run_dir / LOCK).open("w")
     except OSError as error:
         raise TellUser(f"--run-dir {run_dir}: cannot be used ({error}); name a directory that can be written") from error
     with lock:

@@ -25,6 +25,24 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="FILE|netns",
         help="file that lists pods, watched; or 'netns': every named network namespace is a pod (default)",
     )
+    parser.add_argument(
+        "--kubernetes", action="store_true", help="taps, destinations and this node's pods come from the Kubernetes API"
+    )
+    parser.add_argument(
+        "--kubeconfig", type=Path, metavar="FILE", help="reach the API server as this file says, not as a pod does (development)"
+    )
+    parser.add_argument(
+        "--namespace", default="vtap-system", help="the namespace of our own objects and pods (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--tls",
+        type=Path,
+        metavar="DIR",
+        help="ca.crt, tls.crt and tls.key that say who we are to collectors; read again on change",
+    )
+    parser.add_argument(
+        "--bpffs", type=Path, metavar="DIR", help="pin eBPF objects under DIR/vtap, where a bpffs is (default: mount our own)"
+    )
     parser.add_argument("--node", default=os.uname().nodename, help="this node's name (default: the host name)")
     parser.add_argument("--run-dir", type=Path, default=Path("/run/vtap"), help="sockets and pins (default: /run/vtap)")
     parser.add_argument(
@@ -44,8 +62,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     options = parser.parse_args(argv)
-    if not options.cleanup and options.taps is None:
-        parser.error("--taps DIR is required")
+    if not options.cleanup and not options.kubernetes and options.taps is None:
+        parser.error("--taps DIR is required, or --kubernetes")
+    if options.kubernetes and options.taps is not None:
+        parser.error("--taps and --kubernetes: give one of them")
+    if options.kubeconfig is not None and not options.kubernetes:
+        parser.error("--kubeconfig goes with --kubernetes")
     if not 1 <= options.first_key <= 2**24 - MAX_SLOTS:
         parser.error(f"--first-key: must be from 1 to {2**24 - MAX_SLOTS}, so that keys fit a VXLAN network identifier")
     return options

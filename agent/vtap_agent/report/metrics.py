@@ -56,6 +56,10 @@ class AgentMetrics:
         )
         self.steps = Counter("vtap_agent_steps", "Changes applied, by phase", ("phase",), registry=self._registry)
 
+    def add(self, collector: Collector) -> None:
+        """More to be served."""
+        self._registry.register(collector)
+
     def render(self) -> bytes:
         """The text exposition format."""
         return generate_latest(self._registry)

@@ -87,7 +87,7 @@ class _UnixServer(socketserver.ThreadingUnixStreamServer):
         return connection, "local"
 
 
-ON_TCP = frozenset({"/metrics", "/healthz"})
+ON_TCP = frozenset({"/metrics", "/healthz", "/readyz"})
 """What anybody who reaches the TCP port may read. Who is tapped and where copies go is told on the Unix socket only."""
 
 

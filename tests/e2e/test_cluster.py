@@ -52,9 +52,10 @@ def test_bulk_tcp_flows_across_the_second_network(cluster: Cluster, trio: list[R
     source, _, destination = trio
     destination.spawn(cluster.kubectl, "iperf3.out", "iperf3", "--server", "--one-off", "--forceflush")
     wait_for(lambda: "listening" in destination.read_log("iperf3.out"), 15, "iperf3 listens", every=0.2)
-    argv = ["iperf3", "--client", destination.addresses["net1"], "--bytes", "20M", "--json"]
+    argv = ["iperf3", "--client", destination.addresses["net1"], "--bytes", "100M", "--json"]
     result = json.loads(cluster.kubectl.exec(source.name, *argv, namespace=source.namespace))
-    assert result["end"]["sum_received"]["bytes"] >= 20_000_000
+    # The server counts until the client says that it is done, which overtakes what is still in buffers.
+    assert result["end"]["sum_received"]["bytes"] >= 0.9 * result["end"]["sum_sent"]["bytes"] >= 90_000_000
 
 
 def test_services_and_names_work(cluster: Cluster, trio: list[RunningPod]) -> None:

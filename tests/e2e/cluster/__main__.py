@@ -1,4 +1,4 @@
-"""`python -m tests.e2e.cluster build | up NAME | down NAME | load IMAGE NAME | join NAME`; see docs/e2e.md."""
+"""`python -m tests.e2e.cluster build | up NAME | down NAME | load NAME IMAGE… | images NAME | join NAME`; see docs/e2e.md."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tests.e2e.cluster import upstream
 from tests.e2e.cluster.cache import Cache, the_cache
 from tests.e2e.cluster.kubectl import Kubectl
 from tests.e2e.cluster.lifecycle import build, down, join_networks, load, up
+from tests.e2e.cluster.product import product_images
 from tests.e2e.cluster.progress import say
 from vtap_lab.errors import LabError
 
@@ -39,7 +40,11 @@ def _perform(options: argparse.Namespace, cache: Cache) -> None:
         kubectl = up(built, options.name, options.network, options.kubeconfig)
         print(f"export KUBECONFIG={kubectl.kubeconfig} PATH={cache.bin}:$PATH")
     elif options.command == "load":
-        load(built, options.name, options.image)
+        load(built, options.name, *options.images)
+    elif options.command == "images":
+        names = product_images(built)
+        load(built, options.name, *names.values())
+        print(*(f"{target} {name}" for target, name in names.items()), sep="\n")
     elif options.command == "join":
         join_networks(built.way, Kubectl(built.program("kubectl"), cache.kubeconfig(options.name)), options.network)
 
@@ -53,10 +58,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     creating = commands.add_parser("up", help="create a cluster")
     joining = commands.add_parser("join", help="repair a cluster's networks after a node was restarted")
     deleting = commands.add_parser("down", help="delete a cluster")
-    loading = commands.add_parser("load", help="bring a local image into a cluster's nodes")
-    loading.add_argument("image")
-    for command in (creating, joining, deleting, loading):
-        command.add_argument("name")
+    loading = commands.add_parser("load", help="bring local images into a cluster's nodes")
+    product = commands.add_parser("images", help="build our own images and bring them into a cluster's nodes")
+    for command in (creating, joining, deleting, loading, product):
+        command.add_argument("name", help="of the cluster")
+    loading.add_argument("images", nargs="+", help="image in the store of docker or podman")
     creating.add_argument("--kubeconfig", type=Path, help="where to write it; by default into the cache")
     for command in (creating, joining):
         command.add_argument(

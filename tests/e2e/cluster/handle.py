@@ -43,8 +43,7 @@ class Cluster:
         """Bring local images into all nodes."""
         if self.built is None:
             raise ClusterError("images of a cluster that is not of our making have to be in a registry that it reaches")
-        for image in images:
-            load(self.built, self.name, image)
+        load(self.built, self.name, *images)
 
     @contextmanager
     def namespace(self, prefix: str = "e2e") -> Iterator[str]:

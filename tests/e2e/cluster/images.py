@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.e2e.cluster import versions
 from tests.e2e.cluster.binaries import build_command, build_kubernetes
 from tests.e2e.cluster.cache import CHECKOUT, HERE, Cache, digest
-from tests.e2e.cluster.commands import ClusterError, run, succeeds
+from tests.e2e.cluster.commands import run, succeeds
 from tests.e2e.cluster.progress import step
 from tests.e2e.cluster.way import Way
 
@@ -58,33 +58,29 @@ def build_image(
     *,
     dockerfile: Path | None = None,
     target: str = "",
-    mounts: Mapping[Path, str] | None = None,
+    secrets: Mapping[str, Path] | None = None,
 ) -> None:
-    """Build a Dockerfile. Nothing is pulled unless public images are to be had; `mounts` (host folder → path) are read-only."""
-    told = [word for key, value in arguments.items() for word in ("--build-arg", f"{key}={value}")]
-    told += ["--file", str(dockerfile or context / "Dockerfile"), *(("--target", target) if target else ())]
+    """Build a Dockerfile, with `secrets` (id → file) at hand while it is built. Images are pulled only where that can be done."""
+    told = ["--quiet", "--tag", name, "--file", str(dockerfile or context / "Dockerfile")]
+    told += [word for key, value in arguments.items() for word in ("--build-arg", f"{key}={value}")]
+    told += [word for key, file in (secrets or {}).items() for word in ("--secret", f"id={key},src={file}")]
+    told += ["--target", target] if target else []
     if way.runtime == "docker":
-        if mounts:
-            raise ClusterError("docker builds take no mounts")
-        run(["docker", "build", "--quiet", "--tag", name, *told, context], timeout=_BUILD_TIMEOUT)
+        run(["docker", "build", *told, context], timeout=_BUILD_TIMEOUT, env={"DOCKER_BUILDKIT": "1"})
         return
-    told += [word for host, inside in (mounts or {}).items() for word in ("--volume", f"{host}:{inside}:ro")]
     pull = "--pull=missing" if way.is_public else "--pull=never"
-    run(
-        ["nice", *_buildah("bud"), pull, "--isolation", "chroot", "--layers", "--quiet", "--tag", name, *told, context],
-        timeout=_BUILD_TIMEOUT,
-    )
+    run(["nice", *_buildah("bud", pull, "--isolation", "chroot", "--layers"), *told, context], timeout=_BUILD_TIMEOUT)
 
 
 def has_image(way: Way, name: str) -> bool:
     return succeeds([way.runtime, "image", "inspect", name])
 
 
-def save_image(way: Way, name: str, archive: Path) -> None:
-    """As the archive that `docker load` and containerd read."""
+def save_images(way: Way, archive: Path, *names: str) -> None:
+    """As one archive that `docker load` and containerd read; layers that images share are in it once."""
     archive.unlink(missing_ok=True)
-    command = ["docker", "save"] if way.runtime == "docker" else ["podman", "save", "--quiet", "--format", "docker-archive"]
-    run([*command, "--output", archive, name], timeout=600)
+    podman = ["podman", "save", "--quiet", "--format", "docker-archive", "--multi-image-archive"]
+    run([*(["docker", "save"] if way.runtime == "docker" else podman), "--output", archive, *names], timeout=600)
 
 
 def provide_debian(cache: Cache, way: Way) -> None:
@@ -93,10 +89,9 @@ def provide_debian(cache: Cache, way: Way) -> None:
         return
     with step("building the Debian base image"):
         archive = cache.root / "debian.tar"
-        run(
-            ["nice", "mmdebstrap", "--quiet", "--variant=minbase", "--include=ca-certificates", versions.DEBIAN_SUITE, archive],
-            timeout=900,
-        )
+        unread = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "info", "locale", "man")]
+        bootstrap = ["mmdebstrap", "--quiet", "--variant=minbase", *unread, versions.DEBIAN_SUITE, archive]
+        run(["nice", *bootstrap], timeout=900)
         with _from_scratch() as container:
             run(_buildah("add", "--quiet", container, str(archive), "/"), timeout=300)
             run(_buildah("config", "--cmd", '["bash"]', container))
@@ -149,7 +144,7 @@ def _control_plane_archives(cache: Cache, context: Path, references: Mapping[str
     _copy(cache.bin / "kube-proxy", context / "kube-proxy")
     built = Way("podman", False, "")
     build_image(built, context, references["kube-proxy"], {}, dockerfile=context / "kube-proxy.Dockerfile")
-    save_image(built, references["kube-proxy"], archives / "kube-proxy.tar")
+    save_images(built, archives / "kube-proxy.tar", references["kube-proxy"])
 
 
 def _archive_of_binary(reference: str, binary: Path, archive: Path) -> None:

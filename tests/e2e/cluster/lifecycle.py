@@ -14,7 +14,7 @@ from tests.e2e.cluster import ground, upstream
 from tests.e2e.cluster.binaries import build_command, build_kubernetes
 from tests.e2e.cluster.cache import CHECKOUT, Cache
 from tests.e2e.cluster.commands import ClusterError, run
-from tests.e2e.cluster.images import node_image, pods_image, save_image
+from tests.e2e.cluster.images import OWN, node_image, pods_image, save_images
 from tests.e2e.cluster.kubectl import Kubectl
 from tests.e2e.cluster.machine import provide_podman
 from tests.e2e.cluster.networks import Flavour, NodePlace, join_script, pod_conflist
@@ -96,13 +96,20 @@ def down(cache: Cache, name: str) -> None:
         shutil.rmtree(cache.root / "clusters" / name, ignore_errors=True)
 
 
-def load(built: Built, name: str, image: str) -> None:
-    """Bring an image from the runtime's store into every node of a cluster."""
-    archive = built.cache.cluster(name) / "image.tar"
-    with step(f"loading {image}"):
-        save_image(built.way, image, archive)
-        command = ["load", "image-archive", archive, "--name", name]
-        run([built.program("kind"), *command], timeout=600, env=_environment(built.cache, built.way))
+def load(built: Built, name: str, *images: str) -> None:
+    """Bring images from the runtime's store into every node of a cluster. Those named by their content are not brought twice."""
+    environment = _environment(built.cache, built.way)
+    nodes = run([built.program("kind"), "get", "nodes", "--name", name], env=environment).split()
+    present = [
+        run([built.way.runtime, "exec", node, "ctr", "--namespace", "k8s.io", "images", "list", "-q"]).split() for node in nodes
+    ]
+    wanted = [image for image in images if not (image.startswith(OWN) and all(image in there for there in present))]
+    if not wanted:
+        return
+    archive = built.cache.cluster(name) / "images.tar"
+    with step(f"loading {', '.join(wanted)}"):
+        save_images(built.way, archive, *wanted)
+        run([built.program("kind"), "load", "image-archive", archive, "--name", name], timeout=600, env=environment)
         archive.unlink()
 
 

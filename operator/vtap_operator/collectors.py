@@ -1,4 +1,4 @@
-"""Collectors that the operator runs: the objects that one needs, and what its pods say of it. Pure; templates are package data."""
+"""Collectors that the operator runs: the objects that one needs, and what its pods say of it. Pure; templates are data."""
 
 from __future__ import annotations
 

@@ -193,14 +193,14 @@ def _collector_address(status: Any) -> tuple[str, int, str] | None:
     return (str(collector["address"]), int(collector.get("port") or 0), str(collector.get("url", "")))
 
 
-class _Condition(Wire):
+class _Condition(Wire, frozen=True):
     type: str = ""
     status: str = "Unknown"
     reason: str = ""
     message: str = ""
 
 
-class _TapOnNode(Wire):
+class _TapOnNode(Wire, frozen=True):
     namespace: str
     name: str
     generation: int = 0

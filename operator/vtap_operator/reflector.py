@@ -104,6 +104,10 @@ class Reflector(Generic[Item]):
                     await asyncio.sleep(BACKOFF[min(failures, len(BACKOFF) - 1)] * random.uniform(0.5, 1))
                     failures += 1
 
+    def read(self, body: bytes) -> Item:
+        """One object, as an answer has it."""
+        return self._item.decode(body)
+
     def _heard(self) -> None:
         self.heard = time.monotonic()
 

@@ -15,18 +15,18 @@ FINISHED = frozenset({"Succeeded", "Failed"})
 """Phases of pods without packets."""
 
 
-class Wire(Struct, rename="camel", omit_defaults=True, gc=False):
+class Wire(Struct, rename="camel", omit_defaults=True, gc=False, frozen=True):
     """What is not sent has its default."""
 
 
-class ListMeta(Wire):
+class ListMeta(Wire, frozen=True):
     """Of a list."""
 
     resource_version: str = ""
     continue_: str = field(default="", name="continue")
 
 
-class Owner(Wire):
+class Owner(Wire, frozen=True):
     """An object that another goes with."""
 
     kind: str = ""
@@ -34,7 +34,7 @@ class Owner(Wire):
     uid: str = ""
 
 
-class Meta(Wire):
+class Meta(Wire, frozen=True):
     """Of any object."""
 
     name: str = ""
@@ -47,51 +47,51 @@ class Meta(Wire):
     owner_references: list[Owner] | None = None
 
 
-class PodAnnotations(Wire):
+class PodAnnotations(Wire, frozen=True):
     """The one annotation that says where else a pod is."""
 
     network_status: str = field(default="", name=NETWORK_STATUS)
 
 
-class PodMeta(Meta):
+class PodMeta(Meta, frozen=True):
     """Of a pod."""
 
     annotations: PodAnnotations | None = None
 
 
-class PodSpec(Wire):
+class PodSpec(Wire, frozen=True):
     """Of a pod."""
 
     host_network: bool | None = None
     node_name: str = ""
 
 
-class PodAddress(Wire):
+class PodAddress(Wire, frozen=True):
     """One of a pod's."""
 
     ip: str = ""
 
 
-class Waiting(Wire):
+class Waiting(Wire, frozen=True):
     """Why a container does not run."""
 
     reason: str = ""
     message: str = ""
 
 
-class ContainerState(Wire):
+class ContainerState(Wire, frozen=True):
     """Of a container."""
 
     waiting: Waiting | None = None
 
 
-class ContainerStatus(Wire):
+class ContainerStatus(Wire, frozen=True):
     """Of a container."""
 
     state: ContainerState | None = None
 
 
-class PodCondition(Wire):
+class PodCondition(Wire, frozen=True):
     """Of a pod."""
 
     type: str = ""
@@ -100,7 +100,7 @@ class PodCondition(Wire):
     message: str = ""
 
 
-class PodStatus(Wire):
+class PodStatus(Wire, frozen=True):
     """Of a pod."""
 
     phase: str = ""
@@ -110,7 +110,7 @@ class PodStatus(Wire):
     container_statuses: list[ContainerStatus] | None = None
 
 
-class SmallPodStatus(Wire):
+class SmallPodStatus(Wire, frozen=True):
     """Of a pod, as far as peers need it."""
 
     phase: str = ""
@@ -118,7 +118,7 @@ class SmallPodStatus(Wire):
     pod_ips: list[PodAddress] | None = field(default=None, name="podIPs")
 
 
-class Pod(Wire):
+class Pod(Wire, frozen=True):
     """A pod as far as peers need it."""
 
     metadata: PodMeta
@@ -126,7 +126,7 @@ class Pod(Wire):
     status: SmallPodStatus = SmallPodStatus()
 
 
-class WholePod(Wire):
+class WholePod(Wire, frozen=True):
     """A pod of ours: whether it works, and if not, why."""
 
     metadata: PodMeta
@@ -134,7 +134,7 @@ class WholePod(Wire):
     status: PodStatus = PodStatus()
 
 
-class ServiceSpec(Wire):
+class ServiceSpec(Wire, frozen=True):
     """Of a Service."""
 
     selector: dict[str, str] | None = None
@@ -143,20 +143,20 @@ class ServiceSpec(Wire):
     type: str = ""
 
 
-class Service(Wire):
+class Service(Wire, frozen=True):
     """A Service."""
 
     metadata: Meta
     spec: ServiceSpec = ServiceSpec()
 
 
-class Bare(Wire):
+class Bare(Wire, frozen=True):
     """An object of which only metadata matters."""
 
     metadata: Meta
 
 
-class SliceSpec(Wire):
+class SliceSpec(Wire, frozen=True):
     """Of a TapPeerSlice."""
 
     tap_namespace: str = ""
@@ -167,27 +167,27 @@ class SliceSpec(Wire):
     addresses: list[str] | None = None
 
 
-class PeerSlice(Wire):
+class PeerSlice(Wire, frozen=True):
     """A TapPeerSlice."""
 
     metadata: Meta
     spec: SliceSpec = SliceSpec()
 
 
-class KeyBlock(Wire):
+class KeyBlock(Wire, frozen=True):
     """Of a TapNode."""
 
     first: int = 0
     size: int = 0
 
 
-class TapNodeSpec(Wire):
+class TapNodeSpec(Wire, frozen=True):
     """Of a TapNode."""
 
     key_block: KeyBlock | None = None
 
 
-class KeyedNode(Wire):
+class KeyedNode(Wire, frozen=True):
     """A TapNode as far as key blocks need it."""
 
     metadata: Meta
@@ -197,21 +197,21 @@ class KeyedNode(Wire):
 Item = TypeVar("Item")
 
 
-class Page(Wire, Generic[Item]):
+class Page(Wire, Generic[Item], frozen=True):
     """A part of a list."""
 
     metadata: ListMeta = ListMeta()
     items: list[Item] | None = None
 
 
-class Event(Wire):
+class Event(Wire, frozen=True):
     """Of a watch."""
 
     type: str
     object: Raw
 
 
-class EventObject(Wire):
+class EventObject(Wire, frozen=True):
     """Of a bookmark, or of an error."""
 
     metadata: ListMeta = ListMeta()
@@ -220,7 +220,7 @@ class EventObject(Wire):
     message: str = ""
 
 
-class _Network(Wire):
+class _Network(Wire, frozen=True):
     ips: list[str] | None = None
 
 

@@ -34,7 +34,7 @@ class Group:
         self.layout = Layout()
         self.users: set[str] = set()
 
-    def keys(self) -> list[PeerKey]:
+    def selectors(self) -> list[PeerKey]:
         """The selectors that have this result."""
         return [self.key._replace(tap_namespace=namespace) for namespace in sorted(self.users)]
 
@@ -463,7 +463,7 @@ class PeerIndex:
                         wanted[group].extend(own)
         while wanted:
             group, addresses = wanted.popitem()
-            there = (held or {}).get(group.keys()[0], ()) if group.users else ()
+            there = (held or {}).get(group.selectors()[0], ()) if group.users else ()
             find = self.addresses.find
             kept = [[number for text in one if (number := find(text)) is not None] for one in there]
             group.layout = pack(kept, addresses)

@@ -207,7 +207,7 @@ def test_a_selector_of_namespaces_is_resolved_once_for_all_taps() -> None:
     index.put_pod("kube-system", "dns-0", {"app": "dns"}, ["10.0.0.53"])
     assert [index.resolved(key) for key in keys] == [frozenset({"10.0.0.53"})] * 3
     (group,) = index.groups
-    assert group.keys() == keys
+    assert group.selectors() == keys
     assert len({key.hash for key in keys}) == 3
 
 

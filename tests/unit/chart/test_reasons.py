@@ -15,7 +15,8 @@ SHAPE = re.compile(r"[A-Z][a-z]+(?:[A-Z][A-Za-z]*)*")
 _OTHERS = """
     Accept AlreadyExists Authorization Background ClusterRole ClusterRoleBinding ContainerCreating CrashLoopBackOff
     CreateContainerConfigError DeleteOptions Deployment ErrImagePull Event ExternalName Failed False IfNotPresent ImagePullBackOff
-    InvalidImageName Namespace NetworkPolicy Node None Normal PartialObjectMetadata PartialObjectMetadataList PersistentVolumeClaim
+    InvalidImageName Namespace NetworkPolicy Node None Normal PartialObjectMetadata PartialObjectMetadataList
+    PersistentVolumeClaim
     Pod PodInitializing PodScheduled RollingUpdate RuntimeDefault Secret Service ServiceAccount Sideways Succeeded True Unknown
     Unreachable Warning
 

@@ -56,6 +56,7 @@ static void init_locks(struct vtc_collector *collector)
     pthread_mutex_init(&collector->table_lock, NULL);
     pthread_mutex_init(&collector->queue_lock, NULL);
     pthread_cond_init(&collector->queue_wake, &attributes);
+    pthread_cond_init(&collector->looked, &attributes);
     pthread_condattr_destroy(&attributes);
 }
 
@@ -90,7 +91,8 @@ struct vtc_collector *vtc_open(const struct vtc_config *config, char *error, siz
     }
     memset(collector, 0, sizeof *collector);
     collector->config = *config;
-    collector->state_fd = -1;
+    collector->state_fd = collector->wake = -1;
+    collector->allowed_bytes = UINT64_MAX;
     copy_texts(collector, config);
     init_locks(collector);
     if (allocate(collector, error, error_size) < 0 || state_open(collector, error, error_size) < 0) {
@@ -168,6 +170,7 @@ void vtc_free(struct vtc_collector *collector)
     pthread_mutex_destroy(&collector->table_lock);
     pthread_mutex_destroy(&collector->queue_lock);
     pthread_cond_destroy(&collector->queue_wake);
+    pthread_cond_destroy(&collector->looked);
     free(collector);
 }
 
@@ -195,5 +198,6 @@ void vtc_counts(struct vtc_collector *collector, struct vtc_counts *counts)
         .wakeups = GET(received->wakeups),
         .ring_outages = GET(received->ring_outages),
         .rings_down = GET(received->rings_down),
+        .written_bytes = GET(written->written_bytes),
     };
 }

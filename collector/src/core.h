@@ -266,6 +266,11 @@ struct vtc_collector {
     pthread_cond_t queue_wake;
     struct chunk *queue_head, *queue_tail;
     atomic_bool writer_stopping;
+    uint64_t allowed_bytes;    /* of write_counts.written_bytes */
+    int wake;                  /* eventfd, -1 for none */
+    bool look_now;             /* files have been deleted; under queue_lock */
+    pthread_cond_t looked;     /* look_now has been seen to */
+    uint64_t refused_until_ns; /* writer thread: chunks are dropped until then for want of allowed bytes */
 
     _Alignas(64) struct vtc_counts receive_counts; /* receive thread */
     _Alignas(64) struct vtc_counts write_counts;   /* writer thread */

@@ -85,6 +85,7 @@ struct vtc_counts {
     uint64_t captured;            /* of the datagrams, those that came through a ring */
     uint64_t wakeups;             /* of the receive thread, out of waiting for datagrams */
     uint64_t ring_outages;        /* how often a ring's interface went down or vanished */
+    uint64_t written_bytes;       /* to capture files */
     uint64_t rings_down;          /* bit 0: that of the ring added first */
 };
 
@@ -135,6 +136,12 @@ int vtc_stream_counts(struct vtc_collector *collector, uint32_t slot, struct vtc
 void vtc_counts(struct vtc_collector *collector, struct vtc_counts *counts);
 /* The name of the file that is being written, empty where there is none. */
 int vtc_tap_file(struct vtc_collector *collector, uint32_t tap, char *name, size_t size);
+
+/* Let the files grow until `written_bytes` reaches this, or a chunk more; `wake`, an eventfd of the caller's, tells when they have.
+ * The writer then waits a second for more, and after that drops as it does for a full disk. UINT64_MAX, the default: no limit. */
+void vtc_allow_bytes(struct vtc_collector *collector, uint64_t until, int wake);
+/* Have files closed that were deleted while they were written: their space is free when this returns, if that takes no second. */
+void vtc_close_deleted(struct vtc_collector *collector);
 
 /* Writes pcapng into the stream socket `fd`, which it takes over, until that is closed at the other end. */
 int vtc_live_open(struct vtc_collector *collector, uint32_t tap, const struct vtc_select *select, int fd, char *error, size_t error_size);

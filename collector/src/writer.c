@@ -110,6 +110,7 @@ static size_t write_at(struct vtc_collector *collector, struct output *file, con
             return done;
         }
         done += (size_t)wrote;
+        COUNT(collector->write_counts.written_bytes, (uint64_t)wrote);
     }
     return done;
 }
@@ -277,6 +278,96 @@ static bool file_ready(struct vtc_collector *collector, struct tap *tap, struct 
     return write_interfaces(collector, file, chunk->interfaces);
 }
 
+/* A file that somebody deleted would fill the disk unseen; the next chunk then begins a new one. */
+static bool was_deleted(const struct output *file)
+{
+    struct stat status;
+    return fstat(file->fd, &status) == 0 && status.st_nlink == 0;
+}
+
+static void look_after_files(struct vtc_collector *collector)
+{
+    const uint64_t now_ns = clock_ns(CLOCK_MONOTONIC);
+    pthread_mutex_lock(&collector->queue_lock);
+    const bool asked = collector->look_now;
+    pthread_mutex_unlock(&collector->queue_lock);
+    for (uint32_t index = 0; index < GET(collector->taps_used); index++) {
+        struct tap *tap = &collector->taps[index];
+        struct output *file = &tap->file;
+        if (!atomic_load(&tap->file_open))
+            continue;
+        if (was_deleted(file))
+            close_output(collector, tap);
+        else if (now_ns - file->statistics_ns >= collector->config.statistics_ns && file->offset != file->offset_at_statistics) {
+            write_statistics(collector, file);
+            file->offset_at_statistics = file->offset;
+        }
+    }
+    if (!asked)
+        return;
+    pthread_mutex_lock(&collector->queue_lock);
+    collector->look_now = false;
+    pthread_cond_broadcast(&collector->looked);
+    pthread_mutex_unlock(&collector->queue_lock);
+}
+
+static struct timespec at(uint64_t time_ns)
+{
+    return (struct timespec){(time_t)(time_ns / NS_PER_SECOND), (long)(time_ns % NS_PER_SECOND)};
+}
+
+static bool allowed(const struct vtc_collector *collector)
+{
+    return GET(collector->write_counts.written_bytes) < GET(collector->allowed_bytes);
+}
+
+/* Asks for more bytes and waits for them, and meanwhile frees those of files that were deleted. */
+static bool await_allowance(struct vtc_collector *collector)
+{
+    const uint64_t now_ns = clock_ns(CLOCK_MONOTONIC), one = 1;
+    const struct timespec deadline = at(now_ns + NS_PER_SECOND);
+    if (allowed(collector))
+        return true;
+    if (now_ns < collector->refused_until_ns || GET(collector->wake) < 0)
+        return false;
+    while (write(GET(collector->wake), &one, sizeof one) < 0 && errno == EINTR)
+        ;
+    int waited = 0;
+    while (!allowed(collector) && waited != ETIMEDOUT) {
+        pthread_mutex_lock(&collector->queue_lock);
+        if (!collector->look_now && !allowed(collector))
+            waited = pthread_cond_timedwait(&collector->queue_wake, &collector->queue_lock, &deadline);
+        const bool look = collector->look_now;
+        pthread_mutex_unlock(&collector->queue_lock);
+        if (look)
+            look_after_files(collector);
+    }
+    if (allowed(collector))
+        return true;
+    collector->refused_until_ns = clock_ns(CLOCK_MONOTONIC) + RETRY_NS;
+    return false;
+}
+
+void vtc_allow_bytes(struct vtc_collector *collector, uint64_t until, int wake)
+{
+    pthread_mutex_lock(&collector->queue_lock);
+    PUT(collector->allowed_bytes, until);
+    PUT(collector->wake, wake);
+    pthread_cond_signal(&collector->queue_wake);
+    pthread_mutex_unlock(&collector->queue_lock);
+}
+
+void vtc_close_deleted(struct vtc_collector *collector)
+{
+    const struct timespec deadline = at(clock_ns(CLOCK_MONOTONIC) + NS_PER_SECOND);
+    pthread_mutex_lock(&collector->queue_lock);
+    collector->look_now = true;
+    pthread_cond_signal(&collector->queue_wake);
+    while (collector->look_now && pthread_cond_timedwait(&collector->looked, &collector->queue_lock, &deadline) != ETIMEDOUT)
+        ;
+    pthread_mutex_unlock(&collector->queue_lock);
+}
+
 static void write_chunk(struct vtc_collector *collector, struct chunk *chunk)
 {
     struct tap *tap = chunk->section->tap;
@@ -284,7 +375,7 @@ static void write_chunk(struct vtc_collector *collector, struct chunk *chunk)
         close_output(collector, tap);
     else if (collector->config.sink == VTC_SINK_COUNT)
         count_blocks(collector, chunk->section, chunk->data, chunk->used, STORED);
-    else if (file_ready(collector, tap, chunk))
+    else if (await_allowance(collector) && file_ready(collector, tap, chunk))
         write_blocks(collector, &tap->file, chunk);
     else
         count_blocks(collector, chunk->section, chunk->data, chunk->used, DROPPED_DISK);
@@ -310,35 +401,11 @@ void writer_drain(struct vtc_collector *collector)
 
 /* ---- the thread ---- */
 
-/* A file that somebody deleted would fill the disk unseen; the next chunk then begins a new one. */
-static bool was_deleted(const struct output *file)
-{
-    struct stat status;
-    return fstat(file->fd, &status) == 0 && status.st_nlink == 0;
-}
-
-static void look_after_files(struct vtc_collector *collector)
-{
-    const uint64_t now_ns = clock_ns(CLOCK_MONOTONIC);
-    for (uint32_t index = 0; index < GET(collector->taps_used); index++) {
-        struct tap *tap = &collector->taps[index];
-        struct output *file = &tap->file;
-        if (!atomic_load(&tap->file_open))
-            continue;
-        if (was_deleted(file))
-            close_output(collector, tap);
-        else if (now_ns - file->statistics_ns >= collector->config.statistics_ns && file->offset != file->offset_at_statistics) {
-            write_statistics(collector, file);
-            file->offset_at_statistics = file->offset;
-        }
-    }
-}
-
 static struct chunk *await_chunks(struct vtc_collector *collector, uint64_t until_ns)
 {
-    const struct timespec deadline = {(time_t)(until_ns / NS_PER_SECOND), (long)(until_ns % NS_PER_SECOND)};
+    const struct timespec deadline = at(until_ns);
     pthread_mutex_lock(&collector->queue_lock);
-    while (!collector->queue_head && !atomic_load(&collector->writer_stopping))
+    while (!collector->queue_head && !collector->look_now && !atomic_load(&collector->writer_stopping))
         if (pthread_cond_timedwait(&collector->queue_wake, &collector->queue_lock, &deadline) == ETIMEDOUT)
             break;
     struct chunk *head = take_all(collector);
@@ -356,7 +423,10 @@ void *writer_run(void *argument)
         if (!chunks && atomic_load(&collector->writer_stopping))
             return NULL;
         write_queue(collector, chunks);
-        if (clock_ns(CLOCK_MONOTONIC) - looked_ns >= NS_PER_SECOND) {
+        pthread_mutex_lock(&collector->queue_lock);
+        const bool asked = collector->look_now;
+        pthread_mutex_unlock(&collector->queue_lock);
+        if (asked || clock_ns(CLOCK_MONOTONIC) - looked_ns >= NS_PER_SECOND) {
             looked_ns = clock_ns(CLOCK_MONOTONIC);
             look_after_files(collector);
         }

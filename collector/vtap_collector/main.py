@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
         default=defaults.rotate_interfaces,
         help="pod interfaces that a file describes at most, or twice as many as are tapped at a time (%(default)s)",
     )
-    add("--retain-bytes", type=_bytes, default=0, help="delete the oldest files beyond this, 0 keeps all (0)")
+    add("--retain-bytes", type=_bytes, default=0, help="what files take at most, the oldest go; 0 keeps all (0)")
     add("--count-only", action="store_true", help="account for copies without writing files")
     add("--buffer-bytes", type=_bytes, default=defaults.buffer_bytes, help="copies waiting for the disk (128Mi)")
     add("--receive-buffer", type=_bytes, default=32 << 20, help="each socket's, as far as the kernel allows (32Mi)")
@@ -149,7 +149,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
             max_taps=given.max_taps,
             buffer_bytes=given.buffer_bytes,
             grace=given.grace,
-            rotate_bytes=given.rotate_size,
+            rotate_bytes=_rotation(given.rotate_size, given.retain_bytes),
             rotate_seconds=given.rotate_interval,
             rotate_packets=given.rotate_count,
             rotate_interfaces=given.rotate_interfaces,
@@ -158,6 +158,11 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
             application=f"vtap-collector {_version()}",
         ),
     )
+
+
+def _rotation(size: int, retained: int) -> int:
+    """Retention deletes whole files: some eight of them make up what is retained."""
+    return min(size or retained, max(retained // 8, CoreSettings().chunk_bytes)) if retained else size
 
 
 def _version() -> str:
@@ -257,9 +262,9 @@ async def _run(options: Options, core: Core, storage: Storage, sockets: Sequence
         log.info("receiving on %s, serving on %s", ", ".join(about["data"]), " and ".join(serving))
         await stopped
     finally:
+        await asyncio.to_thread(core.stop)  # what it still writes is retained or deleted as ever
         for task in housekeeping:
             task.cancel()
-        await asyncio.to_thread(core.stop)
         for runner in runners:
             await runner.cleanup()
         await service.save()

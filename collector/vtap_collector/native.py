@@ -108,7 +108,7 @@ class _CoreCounts(_Counts):
         for name in (
             "datagrams", "unannounced_key", "unannounced_address", "malformed", "socket_overflow", "socket_unexplained",
             "receive_errors", "receive_batches", "write_errors", "last_write_error", "chunks_used", "chunks_allocated",
-            "files_opened", "captured", "wakeups", "ring_outages", "rings_down",
+            "files_opened", "captured", "wakeups", "ring_outages", "written_bytes", "rings_down",
         )
     ]  # fmt: skip
 
@@ -170,6 +170,8 @@ class CoreCounts:
     wakeups: int
     """Of the receive thread, out of waiting for datagrams."""
     ring_outages: int
+    written_bytes: int
+    """To capture files."""
     rings_down: int
     """Bit 0: the interface of the ring added first is down or gone."""
 
@@ -264,6 +266,8 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "vtc_stream_counts": (c_int, [c_void_p, c_uint32, ctypes.POINTER(_StreamCounts)]),
     "vtc_counts": (None, [c_void_p, ctypes.POINTER(_CoreCounts)]),
     "vtc_tap_file": (c_int, [c_void_p, c_uint32, c_char_p, c_size_t]),
+    "vtc_allow_bytes": (None, [c_void_p, c_uint64, c_int]),
+    "vtc_close_deleted": (None, [c_void_p]),
     "vtc_live_open": (c_int, [c_void_p, c_uint32, ctypes.POINTER(_Select), c_int, c_char_p, c_size_t]),
     "vtc_live_counts": (c_int, [c_void_p, c_int, ctypes.POINTER(_ConsumerCounts)]),
     "vtc_live_close": (None, [c_void_p, c_int]),
@@ -446,6 +450,15 @@ class Core:
         name = ctypes.create_string_buffer(256)
         self._library.vtc_tap_file(self._handle, tap, name, len(name))
         return name.value.decode()
+
+    def allow_bytes(self, until: int, wake: int) -> None:
+        """Let files grow until `written_bytes` is `until`, or a chunk more. `wake`, an eventfd, is signalled when they have:
+        after a second without more, copies are dropped as on a full disk."""
+        self._library.vtc_allow_bytes(self._handle, until, wake)
+
+    def close_deleted(self) -> None:
+        """Have the writer close files that were deleted under it. Blocks until it has, a second at most."""
+        self._library.vtc_close_deleted(self._handle)
 
     def open_live(self, tap: int, selection: Selection, descriptor: int) -> int:
         """Stream pcapng into the stream socket `descriptor`, which the core takes over. Returns the consumer's number."""

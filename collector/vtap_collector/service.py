@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +16,12 @@ from vtap_collector.announcements import Announcement, TapName, Totals
 from vtap_collector.metrics import Numbers
 from vtap_collector.native import ConsumerCounts, Core, CoreCounts, StreamCounts
 from vtap_collector.registry import STALE_SECONDS, STATE_FILE, Entry, Registry
-from vtap_collector.storage import Storage, StoredFile
+from vtap_collector.storage import Retained, Storage, StoredFile
 
 log = logging.getLogger(__name__)
 
 HOUSEKEEPING_SECONDS = 1.0
+LOOK_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,11 @@ class Service:
         self._past_live_dropped = 0
         self._deleted_files = 0
         self._stored_bytes = 0
+        self._written = 0
+        self._looked_at: float | None = None
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        if retain_bytes:
+            core.allow_bytes(0, self._wake)
         self._saving = asyncio.Lock()
         self._save_failed = False
         self._write_error = 0
@@ -135,9 +143,14 @@ class Service:
 
     async def housekeep(self) -> None:
         """Until cancelled: save, sweep closed streams, keep within the retained bytes, say when the disk fails and recovers."""
+        async with asyncio.TaskGroup() as both:
+            both.create_task(self._retain_from_time_to_time())
+            both.create_task(self._keep_house())
+
+    async def _keep_house(self) -> None:
         while True:
             await asyncio.sleep(HOUSEKEEPING_SECONDS)
-            for work in (self.save, self._retain, self._sweep):
+            for work in (self.save, self._sweep):
                 await _survive(work)
 
     async def _sweep(self) -> None:
@@ -169,9 +182,47 @@ class Service:
             log.info("node %s: no stream of it is stale any more", node)
         self._silent = stale
 
+    # ---- retention ----
+
+    async def _retain_from_time_to_time(self) -> None:
+        """Every second, and at once when the writer has written as much as it may."""
+        loop = asyncio.get_running_loop()
+        full = asyncio.Event()
+
+        def wake() -> None:
+            os.eventfd_read(self._wake)
+            self._looked_at = None
+            full.set()
+
+        loop.add_reader(self._wake, wake)
+        try:
+            while True:
+                await _survive(self._retain)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(full.wait(), HOUSEKEEPING_SECONDS)
+                full.clear()
+        finally:
+            loop.remove_reader(self._wake)
+
     async def _retain(self) -> None:
-        deleted, self._stored_bytes = await asyncio.to_thread(self.storage.retain, self._retain_bytes, self.is_open)
-        self._deleted_files += deleted
+        """The directory is read only where it may have outgrown the limit, or not for LOOK_SECONDS."""
+        written = self.core.counts().written_bytes
+        self._stored_bytes += written - self._written
+        self._written = written
+        fits = self._retain_bytes == 0 or self._stored_bytes <= self._retain_bytes
+        if fits and self._looked_at is not None and time.monotonic() - self._looked_at < LOOK_SECONDS:
+            return
+        kept = await asyncio.to_thread(self._retain_now, written)
+        self._stored_bytes, self._looked_at = kept.left, time.monotonic()
+        self._deleted_files += kept.deleted
+
+    def _retain_now(self, written: int) -> Retained:
+        kept = self.storage.retain(self._retain_bytes, self.is_open)
+        if kept.deleted_open:
+            self.core.close_deleted()
+        if self._retain_bytes:
+            self.core.allow_bytes(written + max(0, self._retain_bytes - kept.left), self._wake)
+        return kept
 
 
 async def _survive(work: Callable[[], Awaitable[None]]) -> None:

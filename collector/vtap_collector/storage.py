@@ -32,6 +32,15 @@ class StoredFile:
     order: tuple[str, int]
 
 
+@dataclass(frozen=True, slots=True)
+class Retained:
+    """What retention left, in bytes, and how many files it deleted; `deleted_open` of them were being written."""
+
+    left: int
+    deleted: int
+    deleted_open: int
+
+
 class Storage:
     """Everything that Python does in the directory. `descriptor` stays open for the process's life."""
 
@@ -138,18 +147,21 @@ class Storage:
         self._summaries[key] = summary
         return summary
 
-    def retain(self, limit: int, is_open: Callable[[StoredFile], bool]) -> tuple[int, int]:
-        """Delete the oldest closed files until `limit` bytes hold the rest. Returns (files deleted, bytes left)."""
+    def retain(self, limit: int, is_open: Callable[[StoredFile], bool]) -> Retained:
+        """Where files take more than `limit` bytes, delete until they take a sixteenth less: the oldest closed ones, then, should
+        that not do, the open ones begun first. 0 keeps all."""
         files = self.files()
         left = sum(file.bytes for file in files)
-        deleted = 0
-        for file in files:
-            if limit == 0 or left <= limit:
-                break
-            if is_open(file):
-                continue
-            with self._below(file.namespace, file.tap) as parent, contextlib.suppress(FileNotFoundError):
-                os.unlink(file.name, dir_fd=parent)
-                deleted += 1
-            left -= file.bytes
-        return deleted, left
+        deleted = deleted_open = 0
+        room = limit - limit // 16
+        if limit and left > limit:
+            opened = {file.inode for file in files if is_open(file)}
+            for file in sorted(files, key=lambda file: file.inode in opened):
+                if left <= room:
+                    break
+                with self._below(file.namespace, file.tap) as parent, contextlib.suppress(FileNotFoundError):
+                    os.unlink(file.name, dir_fd=parent)
+                    deleted += 1
+                    deleted_open += file.inode in opened
+                left -= file.bytes
+        return Retained(left, deleted, deleted_open)

@@ -582,6 +582,47 @@ def test_files_rotate_are_listed_joined_and_retained(tmp_path: Path) -> None:
         wait_until(lambda: collector.metric("vtap_collector_deleted_files_total") > 0, "the deletion is counted")
 
 
+def bytes_in(collector: CollectorProcess) -> int:
+    total = 0
+    for file in collector.store.glob("*/*/*.pcapng"):
+        with contextlib.suppress(FileNotFoundError):
+            total += file.stat().st_size
+    return total
+
+
+@pytest.mark.parametrize("taps", [1, 12])
+def test_files_never_outgrow_what_is_retained(tmp_path: Path, taps: int) -> None:
+    """Those that are being written included: twelve taps have twelve open files."""
+    limit = 2 << 20
+    with CollectorProcess(tmp_path, f"--retain-bytes={limit}", "--receive-buffer=32Mi") as collector:
+        collector.announce(*(a_stream(key, tap={"namespace": "shop", "name": f"tap-{key}"}) for key in range(taps)))
+        seen: list[int] = []
+        done = threading.Event()
+
+        def watch() -> None:
+            while not done.wait(0.005):
+                seen.append(bytes_in(collector))
+
+        watching = threading.Thread(target=watch)
+        watching.start()
+        try:
+            for start in range(0, 12_000 // taps, 100):  # 17 MB
+                for key in range(taps):
+                    collector.send(key, range(start, start + 100), size=1400)
+                wait_until(
+                    lambda upto=start: all(collector.row(key)["received"] == upto + 100 for key in range(taps)), "copies arrive"
+                )
+            for key in range(taps):
+                row = collector.at_rest(key, 12_000 // taps)
+                assert row["dropped"] == {"disk": 0, "slow": 0, "crash": 0}
+        finally:
+            done.set()
+            watching.join()
+        assert max(seen) <= limit + (256 << 10) + (16 << 10)  # a chunk, and what describes interfaces
+        assert bytes_in(collector) > limit // 2
+        wait_until(lambda: collector.metric("vtap_collector_stored_bytes") == bytes_in(collector), "the metric follows")
+
+
 # ---- the control channel ----
 
 

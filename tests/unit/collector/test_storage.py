@@ -8,7 +8,7 @@ import pytest
 
 from vtap_collector.announcements import TapName
 from vtap_collector.errors import CollectorError
-from vtap_collector.storage import Storage
+from vtap_collector.storage import Retained, Storage
 
 TAP = TapName(namespace="shop", name="checkout")
 
@@ -30,9 +30,22 @@ def test_oldest_first_by_time_and_number(tmp_path: Path) -> None:
 def test_retention_deletes_the_oldest_closed_files(tmp_path: Path) -> None:
     files = [store(tmp_path, number) for number in range(1, 6)]
     storage = Storage(tmp_path)
-    assert storage.retain(250, lambda file: file.name == files[0].name) == (3, 200)
+    assert storage.retain(250, lambda file: file.name == files[0].name) == Retained(200, 3, 0)
     assert [file.exists() for file in files] == [True, False, False, False, True]
-    assert storage.retain(0, lambda _file: False) == (0, 200)
+    assert storage.retain(0, lambda _file: False) == Retained(200, 0, 0)
+
+
+def test_open_files_go_where_the_closed_ones_do_not_do(tmp_path: Path) -> None:
+    files = [store(tmp_path, number) for number in range(1, 6)]
+    storage = Storage(tmp_path)
+    assert storage.retain(150, lambda file: file.name != files[3].name) == Retained(100, 4, 3)
+    assert [file.exists() for file in files] == [False, False, False, False, True]
+
+
+def test_retention_leaves_some_room(tmp_path: Path) -> None:
+    for number in range(1, 101):
+        store(tmp_path, number, size=10)
+    assert Storage(tmp_path).retain(999, lambda _file: False).left == 930
 
 
 def test_symbolic_links_lead_nowhere(tmp_path: Path) -> None:
@@ -48,7 +61,7 @@ def test_symbolic_links_lead_nowhere(tmp_path: Path) -> None:
     (inside / "shop" / "checkout").mkdir()
     (inside / "shop" / "checkout" / outside.name).symlink_to(outside)
     assert storage.files() == []
-    assert storage.retain(1, lambda _file: False) == (0, 0)
+    assert storage.retain(1, lambda _file: False) == Retained(0, 0, 0)
     assert outside.exists()
 
 

@@ -28,8 +28,8 @@ static __always_inline int rule_matches(const struct rule *rule, const struct pa
 	return !rule->uses_peer_set || in_peer_set(rule, p);
 }
 
-/* The first rule that matches decides. Not static: the verifier then looks at it once, and not for all that a packet may be. */
-__noinline int decide(const struct program *program, const struct packet *p)
+/* The first rule that matches decides. */
+static __always_inline int decide(const struct program *program, const struct packet *p)
 {
 	__u32 i, count;
 

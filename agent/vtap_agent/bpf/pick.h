@@ -47,6 +47,8 @@ static __always_inline void parse_once(struct __sk_buff *skb, struct pick *c)
 	if (c->parsed)
 		return;
 	c->parsed = 1;
+	if (!skb->vlan_present && parse_plain((void *)(long)skb->data, (void *)(long)skb->data_end, &c->packet, c->ingress))
+		return;
 	c->broken = parse_packet(skb, &c->packet, c->ingress) != 0;
 	if (c->packet.tag_count)
 		show_vlan(c);
@@ -73,14 +75,10 @@ __noinline int measure(struct __sk_buff *skb, struct pick *c)
 
 /* Once a packet, before its first copy leaves: tags and EtherType go into the ticket, which spares the far end GRO and VLAN
  * handling, and a super-packet gets room for the outer headers that all its segments inherit. */
-static __noinline int prepare(struct __sk_buff *skb, struct pick *c)
+static __noinline int normalise(struct __sk_buff *skb, struct pick *c)
 {
-	void *data;
 	__u32 i;
 
-	if (c->prepared)
-		return 0;
-	c->prepared = 1;
 	for (i = 0; i < MAX_TAGS; i++) {
 		if (i >= c->packet.tag_count)
 			break;
@@ -89,10 +87,21 @@ static __noinline int prepare(struct __sk_buff *skb, struct pick *c)
 	if (skb->gso_size && c->packet.meta & META_IS_IP &&
 	    !bpf_skb_adjust_room(skb, HEADROOM, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO))
 		bpf_skb_adjust_room(skb, -HEADROOM, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO);
+	return 0;
+}
+
+static __always_inline void prepare(struct __sk_buff *skb, struct pick *c)
+{
+	void *data;
+
+	if (c->prepared)
+		return;
+	c->prepared = 1;
+	if (c->packet.tag_count || skb->gso_size)
+		normalise(skb, c);
 	data = (void *)(long)skb->data;
 	if (data + 14 <= (void *)(long)skb->data_end)
 		*(__be16 *)(data + 12) = bpf_htons(MASKED_ETHERTYPE);
-	return 0;
 }
 
 static __always_inline void choose_queue(struct __sk_buff *skb, struct cursor *cursor, const struct control *control, __u32 segments)
@@ -165,7 +174,7 @@ struct {
 } picks SEC(".maps");
 
 /* Whether a packet is a copy of ours on its way, which a tapped router forwards: copying it would never end. */
-__noinline int is_our_tunnel(struct pick *c)
+__noinline int leads_to_us(struct pick *c)
 {
 	struct tunnel_key key = {};
 
@@ -174,11 +183,16 @@ __noinline int is_our_tunnel(struct pick *c)
 	key.protocol = c->packet.meta >> META_PROTOCOL_SHIFT & 0xff;
 	if (key.protocol == 17 && !c->packet.fragment)
 		key.port = c->ingress ? c->packet.pod_port : c->packet.peer_port;
-	else if (key.protocol != 17 && key.protocol != 47)
-		return 0;
 	key.address[0] = c->ingress ? c->packet.pod[0] : c->packet.peer[0];
 	key.address[1] = c->ingress ? c->packet.pod[1] : c->packet.peer[1];
 	return bpf_map_lookup_elem(&tunnels, &key) != 0;
+}
+
+static __always_inline int is_our_tunnel(struct pick *c)
+{
+	__u8 protocol = c->packet.meta >> META_PROTOCOL_SHIFT;
+
+	return (protocol == 17 || protocol == 47) && leads_to_us(c);
 }
 
 struct selection {
@@ -191,7 +205,7 @@ struct selection {
 };
 
 /* Fills in a ticket; the copy leaves when the next tap point is selected, or with the packet itself if none is. */
-static __noinline int hand_over(struct __sk_buff *skb, struct pick *c, struct pick_counters *counters, const struct program *program,
+static __always_inline int hand_over(struct __sk_buff *skb, struct pick *c, struct pick_counters *counters, const struct program *program,
 				const struct selection *selection)
 {
 	__u32 zero = 0, slot = selection->entry & 0xffff, mark, tag, cuts, ifindex, i;

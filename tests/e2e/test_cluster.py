@@ -38,6 +38,18 @@ def everything_arrived(exchanged: Exchanged) -> bool:
     return len(exchanged.sent) == _COUNT and exchanged.received == exchanged.sent
 
 
+def test_each_node_has_a_switch_that_segments_and_an_ebpf_file_system_of_its_own(cluster: Cluster) -> None:
+    for node in cluster.nodes:
+        assert node.run("ovs-vsctl", "get", "Open_vSwitch", ".", "other_config:userspace-tso-enable").strip() == '"true"'
+        assert node.run("stat", "--file-system", "--format=%T", "/sys/fs/bpf").strip() == "bpf_fs"
+    first, *others = cluster.nodes
+    first.run("mkdir", "-p", "/sys/fs/bpf/vtap-e2e")
+    try:
+        assert all("vtap-e2e" not in node.run("ls", "-A", "/sys/fs/bpf") for node in others)
+    finally:
+        first.run("rmdir", "/sys/fs/bpf/vtap-e2e")
+
+
 @pytest.mark.parametrize("interface", ["net1", "eth0"])
 @pytest.mark.parametrize("target", ["b", "c"])
 def test_datagrams_arrive_on_the_same_node_and_across(

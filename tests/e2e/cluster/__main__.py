@@ -42,9 +42,9 @@ def _perform(options: argparse.Namespace, cache: Cache) -> None:
     elif options.command == "load":
         load(built, options.name, *options.images)
     elif options.command == "images":
-        names = product_images(built)
-        load(built, options.name, *names.values())
-        print(*(f"{target} {name}" for target, name in names.items()), sep="\n")
+        images = product_images(built)
+        load(built, options.name, *images.names)
+        print("helm install vtap charts/vtap --namespace vtap-system --create-namespace", *images.helm_arguments)
     elif options.command == "join":
         join_networks(built.way, Kubectl(built.program("kubectl"), cache.kubeconfig(options.name)), options.network)
 

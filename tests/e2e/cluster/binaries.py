@@ -13,7 +13,7 @@ from tests.e2e.cluster.toolchain import find_go
 MODULE = HERE / "gomod"
 KUBERNETES = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy", "kubelet", "kubeadm", "kubectl")
 _BUILD_TIMEOUT = 3600.0
-_STATIC = {"CGO_ENABLED": "0"}
+_ENVIRONMENT = {"CGO_ENABLED": "0", "GOTOOLCHAIN": "auto"}
 _STRIPPED = "-s -w"
 
 
@@ -36,7 +36,7 @@ def build_command(cache: Cache, name: str) -> Path:
     module, built = versions.GO_COMMANDS[name], cache.bin / name
     if not (cache.is_current(name, digest(module)) and built.exists()):
         with step(f"building {module.rpartition('/')[2]}"):
-            environment = {**_STATIC, "GOBIN": str(cache.bin)}
+            environment = {**_ENVIRONMENT, "GOBIN": str(cache.bin)}
             install = ["install", "-trimpath", "-buildvcs=false", f"-ldflags={_STRIPPED}", module]
             # Outside of any module, so that the command's own go.mod alone decides.
             run(["nice", find_go(cache), *install], timeout=_BUILD_TIMEOUT, env=environment, cwd=Path("/"))
@@ -46,7 +46,7 @@ def build_command(cache: Cache, name: str) -> Path:
 
 def _go_build(go: Path, flags: str, output: str, *packages: str) -> None:
     build = ["build", "-mod=readonly", "-trimpath", "-buildvcs=false", f"-ldflags={flags}", "-o", output]
-    run(["nice", go, *build, *packages], timeout=_BUILD_TIMEOUT, env=_STATIC, cwd=MODULE)
+    run(["nice", go, *build, *packages], timeout=_BUILD_TIMEOUT, env=_ENVIRONMENT, cwd=MODULE)
 
 
 def _kubernetes_flags() -> str:

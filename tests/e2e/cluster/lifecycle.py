@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from tests.e2e.cluster import ground, upstream
 from tests.e2e.cluster.binaries import build_command, build_kubernetes
 from tests.e2e.cluster.cache import CHECKOUT, Cache
 from tests.e2e.cluster.commands import ClusterError, run
-from tests.e2e.cluster.images import OWN, node_image, pods_image, save_images
+from tests.e2e.cluster.images import node_image, pods_image, save_images
 from tests.e2e.cluster.kubectl import Kubectl
 from tests.e2e.cluster.machine import provide_podman
 from tests.e2e.cluster.networks import Flavour, NodePlace, join_script, pod_conflist
@@ -23,6 +24,7 @@ from tests.e2e.cluster.way import Way, choose_way
 
 _CREATE_TIMEOUT = 600.0
 _READY_TIMEOUT = 240.0
+_NAMED_BY_CONTENT = re.compile(r":(e2e-)?[0-9a-f]{12}$")
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def load(built: Built, name: str, *images: str) -> None:
     present = [
         run([built.way.runtime, "exec", node, "ctr", "--namespace", "k8s.io", "images", "list", "-q"]).split() for node in nodes
     ]
-    wanted = [image for image in images if not (image.startswith(OWN) and all(image in there for there in present))]
+    wanted = [image for image in images if not (_NAMED_BY_CONTENT.search(image) and all(image in there for there in present))]
     if not wanted:
         return
     archive = built.cache.cluster(name) / "images.tar"

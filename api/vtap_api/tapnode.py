@@ -9,7 +9,7 @@ from pydantic import Field
 
 from vtap_api.base import API_VERSION, Model, list_of, rules
 from vtap_api.meta import ClusterMeta, Conditions
-from vtap_api.values import Between, DnsLabel, DnsSubdomain, IPAddress, Text
+from vtap_api.values import LARGEST, Between, DnsLabel, DnsSubdomain, IPAddress, Text
 from vtap_api.virtualtap import BackendName
 
 MAX_TAPS = 1024
@@ -117,7 +117,7 @@ class TapOnNode(Model):
     """The tap's namespace."""
     name: Name
     """The tap's name."""
-    generation: Annotated[int, Between(0, 2**63 - 1)] = 0
+    generation: Annotated[int, Between(0, LARGEST)] = 0
     """The tap's generation that this was said of."""
     matched_pods: Annotated[int, Between(0, 2**31 - 1)] = 0
     """Pods of this node that it selects."""
@@ -132,7 +132,7 @@ class TapOnNode(Model):
 class TapNodeStatus(Model):
     """What the node's agent found and did. No counters: those are metrics."""
 
-    observed_generation: Annotated[int, Between(0, 2**63 - 1)] = 0
+    observed_generation: Annotated[int, Between(0, LARGEST)] = 0
     """The generation this was said of."""
     agent_version: Word = ""
     """The agent's version."""

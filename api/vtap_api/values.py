@@ -17,6 +17,9 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from vtap_api.problems import fault, show
 
+LARGEST = 2**53 - 1
+"""The largest whole number that every JSON reader holds exactly. The API server reads a `maximum` as a float: 2**63 - 1
+overflows there, so that nothing is within the bound."""
 DNS_LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 DNS_SUBDOMAIN = rf"{DNS_LABEL}(\.{DNS_LABEL})*"
 QUALIFIED_NAME = r"([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]"

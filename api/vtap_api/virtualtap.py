@@ -13,6 +13,7 @@ from vtap_api.base import API_VERSION, Flag, Model, Unique, list_of, rules
 from vtap_api.meta import Conditions, LabelSelector, NamespacedMeta
 from vtap_api.problems import fault, show
 from vtap_api.values import (
+    LARGEST,
     Between,
     Cidr,
     DnsSubdomain,
@@ -444,7 +445,7 @@ class VirtualTapSpec(Model):
 class VirtualTapStatus(Model):
     """What became of it, summed up over all nodes."""
 
-    observed_generation: Annotated[int, Between(0, 2**63 - 1)] = 0
+    observed_generation: Annotated[int, Between(0, LARGEST)] = 0
     """The generation this was said of."""
     matched_pods: Annotated[int, Between(0, 2**31 - 1)] = 0
     """Pods that `podSelector` selects."""

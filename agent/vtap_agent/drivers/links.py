@@ -8,6 +8,7 @@ from __future__ import annotations
 import array
 import errno
 import fcntl
+import logging
 import socket
 import struct
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from pathlib import Path
 
 from vtap_agent.drivers.netlink import NLM_F_CREATE, Message, Netlink, NetlinkError, attribute, attributes
 from vtap_agent.errors import Retry, TellUser
+
+log = logging.getLogger(__name__)
 
 STAMP = "vtap.dev"
 LARGEST_MTU = 65535
@@ -32,6 +35,7 @@ IFF_UP, IFF_NOARP, IFF_MULTICAST = 0x1, 0x80, 0x1000
 IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_STATS64 = 3, 4, 18, 20, 23
 IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES, IFLA_GRO_MAX_SIZE = 31, 32, 58
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
+IFLA_AF_SPEC, IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 26, 8, 1
 _IFINFOMSG = struct.Struct("=BxHiII")
 _U32 = struct.Struct("=I")
 _DROPS = struct.Struct("=QQ")
@@ -149,16 +153,28 @@ def create_veth(name: str, peer: str, queues: int = 1) -> None:
 
 
 def _write_sysctl(path: Path, value: str) -> None:
-    if path.exists():
+    try:
         path.write_text(value)
+    except OSError as error:
+        # A container that isn't privileged has /proc/sys read-only. Netlink says the most of it: see `silence`.
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        log.debug("%s stays as it is: %s", path, error.strerror)
 
 
 def silence(name: str, alias: str, mtu: int = LARGEST_MTU) -> None:
-    """Stamps a device, makes it say nothing by itself (no IPv6, no ARP, no multicast), and brings it up."""
+    """Stamps a device, makes it say nothing by itself (no IPv6, no ARP, no multicast), and brings it up.
+
+    Where /proc/sys can't be written, the device has no IPv6 address and solicits nobody, but may report multicast groups, which
+    `pick` counts as unattributed.
+    """
     base = Path("/proc/sys/net/ipv6/conf") / name
-    # RFC 4862 link-local addresses and router solicitations would leave through a mirror's output port.
-    for setting, value in (("addr_gen_mode", "1"), ("disable_ipv6", "1"), ("accept_ra", "0")):
-        _write_sysctl(base / setting, value)
+    if base.exists():
+        # RFC 4862 link-local addresses and router solicitations would leave through a mirror's output port.
+        mode = attribute(IFLA_INET6_ADDR_GEN_MODE, bytes([IN6_ADDR_GEN_MODE_NONE]))
+        _change(name, attributes=attribute(IFLA_AF_SPEC, attribute(socket.AF_INET6, mode)))
+        for setting, value in (("disable_ipv6", "1"), ("accept_ra", "0")):
+            _write_sysctl(base / setting, value)
     named = _text(IFLA_IFALIAS, alias) + _number(IFLA_MTU, mtu)
     _change(name, flags=IFF_NOARP, change=IFF_NOARP | IFF_MULTICAST, attributes=named)
     _change(name, flags=IFF_UP, change=IFF_UP)

@@ -7,17 +7,24 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vtap_cli.errors import CliError
 
+if TYPE_CHECKING:
+    from vtap_cli.cluster.kubectl import Place
+
 SHELLS = ("bash", "zsh", "fish")
 LOOK_UP_SECONDS = 2
+MOST = 500
+"""Names that are offered."""
+GROUP, CORE = "/apis/vtap.dev/v1alpha1", "/api/v1"
 ASKED = "_ARGCOMPLETE"
 """argcomplete's variable, which says that completions are wanted."""
 _NO_FILES = ":4"
@@ -40,7 +47,7 @@ def complete(parser: argparse.ArgumentParser) -> None:
     if ASKED in os.environ:
         import argcomplete
 
-        argcomplete.autocomplete(parser)
+        argcomplete.autocomplete(parser, always_complete_options=False)
 
 
 def script(shell: str) -> str:
@@ -82,7 +89,14 @@ def candidates(parser: argparse.ArgumentParser, words: Sequence[str]) -> list[st
     out = io.StringIO()
     try:
         finder = CompletionFinder(default_completer=Nothing())
-        finder(parser, exit_method=end, output_stream=out, append_space=False, default_completer=Nothing())
+        finder(
+            parser,
+            exit_method=end,
+            output_stream=out,
+            append_space=False,
+            always_complete_options=False,
+            default_completer=Nothing(),
+        )
     except Ended:
         return [word for word in out.getvalue().split("\n") if word]
     finally:
@@ -101,29 +115,27 @@ def taps(parsed_args: argparse.Namespace, parser: argparse.ArgumentParser, **_: 
     """VirtualTaps of the chosen namespace, or those of this machine's agent."""
     if not _in_cluster(parsed_args, parser):
         return _taps_here(parsed_args)
-    if parsed_args.all_namespaces:
-        return _kubectl(parsed_args, "get", "virtualtaps.vtap.dev", "-A", _jsonpath("{.metadata.namespace}/{.metadata.name}"))
-    return _named(parsed_args, "virtualtaps.vtap.dev")
+    return _named(parsed_args, GROUP, "virtualtaps", namespaced=True)
 
 
 def pods(parsed_args: argparse.Namespace, **_: Any) -> list[str]:
     """Pods of the chosen namespace."""
-    return _named(parsed_args, "pods")
+    return _named(parsed_args, CORE, "pods", namespaced=True)
 
 
 def destinations(parsed_args: argparse.Namespace, **_: Any) -> list[str]:
     """TapDestinations."""
-    return _named(parsed_args, "tapdestinations.vtap.dev")
+    return _named(parsed_args, GROUP, "tapdestinations")
 
 
 def namespaces(parsed_args: argparse.Namespace, **_: Any) -> list[str]:
     """Namespaces."""
-    return _named(parsed_args, "namespaces")
+    return _named(parsed_args, CORE, "namespaces")
 
 
 def contexts(parsed_args: argparse.Namespace, **_: Any) -> list[str]:
     """Contexts of the kubeconfig."""
-    return _kubectl(parsed_args, "config", "get-contexts", "-o", "name")
+    return _kubectl(_place(parsed_args), "config", "get-contexts", "-o", "name").split()
 
 
 def _in_cluster(parsed_args: argparse.Namespace, parser: argparse.ArgumentParser) -> bool:
@@ -131,27 +143,37 @@ def _in_cluster(parsed_args: argparse.Namespace, parser: argparse.ArgumentParser
     return named or parser.prog.startswith("kubectl")
 
 
-def _named(parsed_args: argparse.Namespace, kind: str) -> list[str]:
-    namespace = ["-n", parsed_args.namespace] if parsed_args.namespace else []
-    return _kubectl(parsed_args, "get", kind, *namespace, _jsonpath("{.metadata.name}"))
+def _named(parsed_args: argparse.Namespace, group: str, plural: str, *, namespaced: bool = False) -> list[str]:
+    """Names of objects, with their namespace where all namespaces are meant. Asked for as they are: discovery takes its time."""
+    from vtap_cli.cluster.kubectl import read_config
+
+    place = _place(parsed_args)
+    everywhere = parsed_args.all_namespaces
+    try:
+        namespace = place.namespace or (read_config(place).namespace if namespaced and not everywhere else "")
+        path = f"{group}/namespaces/{namespace}/{plural}" if namespaced and not everywhere else f"{group}/{plural}"
+        items = json.loads(_kubectl(place, "get", "--raw", f"{path}?limit={MOST}"))["items"]
+        found = [item["metadata"] for item in items]
+    except (CliError, ValueError, LookupError, TypeError):
+        return []
+    return [f"{meta['namespace']}/{meta['name']}" if namespaced and everywhere else meta["name"] for meta in found]
 
 
-def _jsonpath(each: str) -> str:
-    return "-o=jsonpath={range .items[*]}" + each.replace("}/{", '}{"/"}{') + '{"\\n"}{end}'
-
-
-def _kubectl(parsed_args: argparse.Namespace, *arguments: str) -> list[str]:
+def _place(parsed_args: argparse.Namespace) -> Place:
     from vtap_cli.cluster.kubectl import Place
 
-    flags = Place(context=parsed_args.context, kubeconfig=parsed_args.kubeconfig).flags()
-    command = ["kubectl", *flags, f"--request-timeout={LOOK_UP_SECONDS}s", *arguments]
+    return Place(parsed_args.context, parsed_args.kubeconfig, parsed_args.namespace)
+
+
+def _kubectl(place: Place, *arguments: str) -> str:
+    command = ["kubectl", *place.flags(), f"--request-timeout={LOOK_UP_SECONDS}s", *arguments]
     try:
         asked = subprocess.run(
             command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=2 * LOOK_UP_SECONDS, check=False
         )
     except (OSError, subprocess.SubprocessError):
-        return []
-    return asked.stdout.split()
+        return ""
+    return asked.stdout
 
 
 def _taps_here(parsed_args: argparse.Namespace) -> list[str]:

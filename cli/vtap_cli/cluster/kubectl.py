@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -122,11 +122,11 @@ def proxy(place: Place, config: Config) -> Iterator[Path]:
             _await_start(process, log)
             yield socket
         finally:
-            _stop(process)
+            _stop(process, apart=apart)
 
 
 def _end_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _await_start(process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
@@ -142,13 +142,14 @@ def _await_start(process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
         said += chunk
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(5)
-    except subprocess.TimeoutExpired:
+def _stop(process: subprocess.Popen[bytes], *, apart: bool) -> None:
+    """At once: it holds nothing that would have to be put away, and on SIGTERM takes its time."""
+    if apart:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    else:
         process.kill()
-        process.wait()
+    process.wait()
     if process.stdout is not None:
         process.stdout.close()
 
@@ -175,14 +176,21 @@ def own_token(place: Place, config: Config) -> str:
     if user.get("token"):
         return str(user["token"])
     if user.get("tokenFile"):
-        return _token_in(Path(str(user["tokenFile"])))
+        return _token_in(_beside_kubeconfig(place, str(user["tokenFile"])))
     if user.get("exec"):
-        return _from_plugin(user["exec"], config)
+        return _from_plugin(user["exec"], place, config)
     if user.get("auth-provider"):
         # kubectl has renewed it by now, where it was out of date, and has written it into the kubeconfig.
         renewed = read_config(place).user.get("auth-provider") or {}
         return str((renewed.get("config") or {}).get("id-token") or "")
     return ""
+
+
+def _beside_kubeconfig(place: Place, path: str) -> Path:
+    """Relative paths in a kubeconfig start where it lies."""
+    named = place.kubeconfig or os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
+    candidates = [Path(file).parent / path for file in named.split(os.pathsep) if file]
+    return next((candidate for candidate in candidates if candidate.exists()), Path(path))
 
 
 def _token_in(path: Path) -> str:
@@ -192,9 +200,12 @@ def _token_in(path: Path) -> str:
         raise CliError(f"the kubeconfig's tokenFile {path} cannot be read ({error})") from error
 
 
-def _from_plugin(plugin: Mapping[str, Any], config: Config) -> str:
+def _from_plugin(plugin: Mapping[str, Any], place: Place, config: Config) -> str:
     """Run a credential plugin as client-go does (client.authentication.k8s.io). Raises CliError."""
-    command = [str(plugin.get("command", "")), *map(str, plugin.get("args") or ())]
+    program = str(plugin.get("command", ""))
+    if os.sep in program:
+        program = str(_beside_kubeconfig(place, program).absolute())
+    command = [program, *map(str, plugin.get("args") or ())]
     extra = {str(item["name"]): str(item["value"]) for item in plugin.get("env") or ()}
     never = plugin.get("interactiveMode") == "Never" or not sys.stdin.isatty()
     spec: dict[str, Any] = {"interactive": not never}

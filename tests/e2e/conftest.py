@@ -16,15 +16,17 @@ from tests.e2e.cluster.handle import Cluster, collect_evidence
 from tests.e2e.cluster.use import cluster_in_use
 
 _HERE = Path(__file__).parent
+_NEED_A_CLUSTER = (_HERE / "test_cluster.py", _HERE / "cases")
 _EVIDENCE = CHECKOUT / "build" / "e2e"
 _TIMEOUT = 900
-"""Seconds for one test, the making of the cluster in the first one's time included only if it was not built before."""
+"""Seconds for one test; making the cluster is part of the first one. `python -m tests.e2e.cluster build` comes before."""
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    if not any(path in (collection_path, *collection_path.parents) for path in _NEED_A_CLUSTER):
+        return None
     asked = any(path == _HERE or _HERE in path.parents for path in _named(config))
-    needs_cluster = collection_path != _HERE and _HERE in collection_path.parents and collection_path.name != "test_harness.py"
-    return True if needs_cluster and collection_path.suffix == ".py" and not asked else None
+    return None if asked else True
 
 
 def _named(config: pytest.Config) -> list[Path]:
@@ -34,7 +36,7 @@ def _named(config: pytest.Config) -> list[Path]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if _HERE in item.path.parents and item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(_TIMEOUT))
+            item.add_marker(pytest.mark.timeout(_TIMEOUT, method="signal"))  # Fixtures end then, and the cluster with them.
 
 
 @pytest.fixture(scope="session")

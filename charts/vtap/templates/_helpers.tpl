@@ -55,3 +55,12 @@ helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
 helm.sh/hook: test
 helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
 {{- end }}
+
+{{/* Of collectors' pods: the fields that `vtap-operator --collector-pod` takes, as in a pod. */}}
+{{- define "vtap.collectorPod" -}}
+{{- $fields := pick .Values.collector "resources" "priorityClassName" "nodeSelector" "tolerations" "affinity" -}}
+{{- with .Values.collector.podAnnotations }}{{ $_ := set $fields "annotations" . }}{{ end -}}
+{{- $given := dict -}}
+{{- range $name, $value := $fields }}{{ if $value }}{{ $_ := set $given $name $value }}{{ end }}{{ end -}}
+{{- toYaml $given -}}
+{{- end }}

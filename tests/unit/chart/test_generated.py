@@ -74,9 +74,9 @@ def test_the_schema_knows_every_value_and_no_other() -> None:
     given = set(_paths(yaml.safe_load((CHART / "values.yaml").read_text())))
     free = ("nodeSelector.", "resources.requests.", "resources.limits.")
     assert {path for path in given - known if not any(part in path for part in free)} == set()
-    allowed = r"global|.*(Profile\.localhostProfile|rollingUpdate\.maxUnavailable)"
+    allowed = r"global|defaultDestination\.spec\..*|.*(Profile\.localhostProfile|rollingUpdate\.maxUnavailable)"
     assert {path for path in known - given if not re.fullmatch(allowed, path)} - {
-        f"{part}.resources.{kind}" for part in ("agent", "operator") for kind in ("requests", "limits")
+        f"{part}.resources.{kind}" for part in ("agent", "operator", "collector") for kind in ("requests", "limits")
     } == set()
 
 

@@ -13,16 +13,15 @@ SOURCES = ("api/vtap_api/refusals.py", "agent/vtap_agent", "operator/vtap_operat
 SHAPE = re.compile(r"[A-Z][a-z]+(?:[A-Z][A-Za-z]*)*")
 
 _OTHERS = """
-    Accept AlreadyExists Authorization Background ClusterRole ClusterRoleBinding ContainerCreating CrashLoopBackOff
+    Accept AlreadyExists Always Authorization Background ClusterRole ClusterRoleBinding ContainerCreating CrashLoopBackOff
     CreateContainerConfigError DeleteOptions Deployment ErrImagePull Event ExternalName Failed False IfNotPresent ImagePullBackOff
-    InvalidImageName Namespace NetworkPolicy Node None Normal PartialObjectMetadata PartialObjectMetadataList
-    PersistentVolumeClaim
-    Pod PodInitializing PodScheduled RollingUpdate RuntimeDefault Secret Service ServiceAccount Sideways Succeeded True Unknown
-    Unreachable Warning
+    InvalidImageName Namespace NetworkPolicy Never Node None Normal PartialObjectMetadata PartialObjectMetadataList
+    PersistentVolumeClaim Pod PodInitializing PodScheduled RollingUpdate RuntimeDefault Opaque Secret Service ServiceAccount
+    Sideways Succeeded True Unknown Unreachable Warning
 
     All Both Delivering Egress Ingress Refused TapDestination TapNode TapPeerSlice VirtualTap Waiting
 
-    Bridge Controller Copying Idle Interface Leaking Mirror Missing NotHeld Port Reachable
+    Bridge Controller Copying Idle Interface Leaking Mirror Missing NotHeld Port Reachable Shared
 
     CapEff Item Key Observer Pipeline PipelineStep PodSource PodsHere SwitchSource Taken TapPortDevices
 """

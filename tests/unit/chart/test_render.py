@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from vtap_operator.main import parse_options
 
 from .conftest import CHART, KUBE_VERSION, NAMESPACE, VALUE_SETS, Manifest, Render, of_kind, only, value_file
 
@@ -146,6 +149,41 @@ def test_the_agent_sees_its_node(render: Render) -> None:
     assert paths == {"/run/openvswitch", "/sys/fs/bpf", "/run/vtap", "/var/lib/vtap"}
     (tls,) = (volume["secret"] for volume in spec["volumes"] if "secret" in volume)
     assert tls["secretName"] == "vtap-agent-tls" and tls["optional"] is True
+
+
+def _operator_arguments(render: Render, name: str, tmp_path: Path) -> list[str]:
+    """The operator's command line, with its configuration where this test can read it."""
+    manifests = render(name)
+    (tmp_path / "collector-pod.yaml").write_text(only(manifests, "ConfigMap", "vtap-operator")["data"]["collector-pod.yaml"])
+    arguments = only(manifests, "Deployment", "vtap-operator")["spec"]["template"]["spec"]["containers"][0]["args"]
+    return [each.replace("/etc/vtap/", f"{tmp_path}/").replace("$(POD_NAMESPACE)", NAMESPACE) for each in arguments]
+
+
+@pytest.mark.parametrize("name", VALUE_SETS)
+def test_the_operator_understands_its_command_line(render: Render, tmp_path: Path, name: str) -> None:
+    settings = parse_options(_operator_arguments(render, name, tmp_path)).settings
+    assert settings.namespace == NAMESPACE
+
+
+def test_what_is_said_of_collectors_reaches_the_operator(render: Render, tmp_path: Path) -> None:
+    settings = parse_options(_operator_arguments(render, "full", tmp_path)).settings
+    assert settings.pods["image"] == "registry.example.com/vtap/vtap-collector:9"
+    assert settings.pods["imagePullSecrets"] == [{"name": "pull"}]
+    assert settings.pods["tolerations"] == [{"key": "role", "operator": "Exists"}]
+    assert settings.pods["annotations"] == {"example.com/note": "here"}
+    assert "nodeSelector" not in settings.pods
+    assert settings.default_destination == {"gre": {"address": "192.0.2.9"}, "oversize": "Truncate"}
+    assert settings.own_certificates is False
+
+
+@pytest.mark.parametrize("name", VALUE_SETS)
+def test_the_agent_understands_its_command_line(render: Render, name: str) -> None:
+    (container,) = _agent(render, name)["containers"]
+    program = [sys.executable, "-m", "vtap_agent.main", *container["args"], "--help"]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    given = {each.split("=")[0] for each in container["args"]}
+    assert {each for each in given if each not in done.stdout} == set()
 
 
 def test_there_is_one_operator_at_a_time(render: Render) -> None:

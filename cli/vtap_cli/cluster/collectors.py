@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 from vtap_cli.cluster.api import NotFound, named, of_core, of_group, refusal
-from vtap_cli.cluster.objects import Object, destination_of, identity, is_collector, name_of, service_of, target_of
+from vtap_cli.cluster.objects import Object, destination_of, identity, is_collector, name_of, own_address, service_of, target_of
 from vtap_cli.cluster.session import Session
 from vtap_cli.daemons import Daemon
 from vtap_cli.errors import CliError
@@ -82,6 +82,11 @@ def collector_at(session: Session, destination: Object) -> Collector:
             f"TapDestination {name!r} sends to {target_of(destination)}, which is no collector of ours: read the packets there; "
             "`kubectl vtap keys` says which key is which pod"
         )
+    if address := own_address(destination):
+        raise CliError(
+            f"the collector of TapDestination {name!r} runs at {address}, where no operator put it; "
+            "read its packets there, with `vtap packets`"
+        )
     service = service_of(destination)
     if service is None:
         raise CliError(
@@ -121,7 +126,7 @@ def questions(
         try:
             collectors[name] = collector_at(session, destinations[name])
         except CliError as error:
-            notes.append(f"the collector of TapDestination {name!r} is left out: {error}")
+            notes.append(str(error))
     if everything:
         return [(collector, {}) for collector in collectors.values()], notes
     named = ((collectors.get(destination_of(tap)), "/".join(identity(tap))) for tap in taps)

@@ -257,19 +257,19 @@ def render(answer: Answer) -> str:
     """A tree: those taps that select the pod first."""
     verdict = "tapped" if answer.tapped else "not tapped"
     below: list[Tree] = [Tree(f"no tap can have it: {answer.obstacle}")] if answer.obstacle else []
-    below += _tap_trees(sorted(answer.taps, key=lambda tap: (not tap.selects, tap.name)))
+    below += _tap_trees(sorted(answer.taps, key=lambda tap: (not tap.selects, tap.name)), answer.obstacle)
     if not answer.taps:
         below.append(Tree("no VirtualTap in its namespace"))
     lines = [*Tree(f"pod {answer.pod} ({answer.about}): {verdict}", below).lines()]
     return "\n".join([*lines, *(f"note: {note}" for note in answer.notes)])
 
 
-def _tap_trees(taps: Iterable[TapAnswer]) -> Iterator[Tree]:
+def _tap_trees(taps: Iterable[TapAnswer], said: str) -> Iterator[Tree]:
     for tap in taps:
         if not tap.selects:
             yield Tree(f"VirtualTap {tap.name} {tap.reason}")
             continue
-        reasons = [Tree(tap.reason)] if tap.reason else []
+        reasons = [Tree(tap.reason)] if tap.reason and tap.reason != said else []
         points = [Tree(line) for line in table(("",) * 6, map(_row, tap.points)).split("\n")[1:]]
         yield Tree(f"VirtualTap {tap.name} → {tap.destination}: {'tapped' if tap.tapped else 'not tapped'}", [*reasons, *points])
 

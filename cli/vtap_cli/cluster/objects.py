@@ -39,7 +39,7 @@ def service_of(destination: Object) -> tuple[str, str] | None:
 
 
 def is_collector(destination: Object) -> bool:
-    """Whether copies go to a collector that the operator runs."""
+    """Whether copies go to a collector of ours, whoever runs it."""
     return (destination.get("spec") or {}).get("collector") is not None
 
 
@@ -49,5 +49,12 @@ def target_of(destination: Object) -> str:
     for kind in TARGETS:
         if spec.get(kind) is not None:
             return f"{kind} {spec[kind].get('address', '')}".rstrip()
+    if address := own_address(destination):
+        return f"collector at {address}"
     service = service_of(destination)
     return f"collector {service[0]}/{service[1]}" if service else "collector that has no address yet"
+
+
+def own_address(destination: Object) -> str:
+    """The address of a collector that somebody else runs, as the destination says; empty where the operator runs it."""
+    return str(((destination.get("spec") or {}).get("collector") or {}).get("address") or "")

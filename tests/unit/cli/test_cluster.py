@@ -360,6 +360,9 @@ def test_collector_that_is_not_there_or_not_ready(kubectl):
     assert "see `kubectl -n vtap-system get pods" in kubectl.refused("packets", "web", "-w", "-")
     kubectl.cluster.kind("TapDestination")["", "default"]["status"] = {}
     assert "has no address yet" in kubectl.refused("packets", "web", "-w", "-")
+    own = {"collector": {"address": "10.9.9.9", "control": {"unixSocket": "/run/vtap/collector.sock"}}}
+    kubectl.cluster.kind("TapDestination")["", "default"]["spec"] = own
+    assert "runs at 10.9.9.9, where no operator put it" in kubectl.refused("packets", "web", "-w", "-")
 
 
 def test_packets_that_go_elsewhere_can_only_be_read_there(kubectl):

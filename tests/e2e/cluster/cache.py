@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.e2e.cluster.commands import ClusterError
 
 HERE = Path(__file__).parent
 CHECKOUT = HERE.parents[2]
@@ -29,6 +32,10 @@ class Cache:
 
     def cluster(self, name: str) -> Path:
         """What belongs to one cluster: its kubeconfig and its configuration."""
+        if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", name):
+            raise ClusterError(
+                f"{name} can't be a cluster's name: only lower-case letters, digits, dots and hyphens can be in it"
+            )
         return self.folder("clusters", name)
 
     def kubeconfig(self, name: str) -> Path:

@@ -102,6 +102,8 @@ def load(built: Built, name: str, *images: str) -> None:
     """Bring images from the runtime's store into every node of a cluster. Those named by their content are not brought twice."""
     environment = _environment(built.cache, built.way)
     nodes = run([built.program("kind"), "get", "nodes", "--name", name], env=environment).split()
+    if not nodes:
+        raise ClusterError(f"there is no cluster {name}; make it by: python -m tests.e2e.cluster up {name}")
     present = [
         run([built.way.runtime, "exec", node, "ctr", "--namespace", "k8s.io", "images", "list", "-q"]).split() for node in nodes
     ]

@@ -20,5 +20,5 @@ PUBLIC_NODE = "docker.io/kindest/node:v1.34.0"
 DEBIAN = "docker.io/library/debian:bookworm-slim"
 DEBIAN_SUITE = "bookworm"
 
-MULTUS = "https://raw.githubusercontent.com/k8snetworkplumbingwg/multus-cni/v4.2.2/deployments/multus-daemonset.yml"
-OVS_CNI = "https://github.com/k8snetworkplumbingwg/ovs-cni/releases/download/v0.39.0/ovs-cni.yaml"
+MULTUS = "https://raw.githubusercontent.com/k8snetworkplumbingwg/multus-cni/v4.2.4/deployments/multus-daemonset.yml"
+OVS_CNI = "https://raw.githubusercontent.com/k8snetworkplumbingwg/ovs-cni/v0.32.0/examples/ovs-cni.yml"

@@ -44,6 +44,8 @@ from vtap_agent.sources.pods import NamespacePods, PodsFile
 log = logging.getLogger(__name__)
 
 STATE_FILE = "agent.json"
+TAPS_FILE, PODS_FILE = "taps.json", "pods.json"
+"""What the files of taps and pods said when they were last without a mistake."""
 SOCKET = "agent.sock"
 LOCK = "agent.lock"
 PODS_ARE_NAMESPACES = "netns"
@@ -120,8 +122,10 @@ class Agent:
 
     def _run_with_files(self, stack: ExitStack) -> None:
         settings = self._settings
-        taps = TapDirectory(settings.taps)
-        pods = NamespacePods() if settings.pods == PODS_ARE_NAMESPACES else PodsFile(Path(settings.pods))
+        taps = TapDirectory(settings.taps, memory=settings.state_dir / TAPS_FILE)
+        memory = settings.state_dir / PODS_FILE
+        listed = settings.pods != PODS_ARE_NAMESPACES
+        pods = PodsFile(Path(settings.pods), memory=memory) if listed else NamespacePods(memory=memory)
         taps.on_change(self._mailbox.changed)
         accounts = Accounts(settings.state_dir / STATE_FILE, settings.first_key)
         with self._loop_on(stack, taps, pods, accounts, settings.first_key) as (loop, observer):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vtap_agent.durable import replace_file
 from vtap_agent.errors import Retry, TellUser
 from vtap_agent.plan.slots import SlotTable, from_json, to_json
 from vtap_agent.plan.streams import StreamId, StreamSet
@@ -61,7 +61,7 @@ def load(path: Path, first_key: int) -> AgentState:
 
 
 def save(path: Path, state: AgentState) -> None:
-    """Write and sync beside the old file, then rename over it: after a crash either the old or the new one is there.
+    """After a crash either the old file or the new one is there, whole.
 
     Raises Retry where it cannot be written.
     """
@@ -77,18 +77,8 @@ def save(path: Path, state: AgentState) -> None:
     # All at once: json.dump would encode piece by piece, in Python.
     text = json.dumps(data)
     try:
-        _replace(path, text)
+        replace_file(path, text)
     except OSError as error:
         raise Retry(
             f"{path}: the agent's state cannot be saved ({error.strerror or error}); make room, or let the agent write there"
         ) from error
-
-
-def _replace(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".new")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from vtap_agent.plan.selection import Desired
 from vtap_agent.sources.files import Content
+from vtap_agent.sources.last_good import Remembered
 from vtap_api import Resource, TapDestination, VirtualTap
 
 Document = VirtualTap | TapDestination
@@ -55,6 +56,8 @@ class FileState:
     candidate: tuple[Document, ...] | None
     problems: tuple[str, ...] = ()
     in_force: tuple[Document, ...] = ()
+    text: str = ""
+    """What it said when it came into force."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,20 +82,43 @@ def advance(previous: DirectoryState, contents: Mapping[str, Content], load: Loa
     return DirectoryState(files, _snapshot(files, previous.snapshot))
 
 
+def remembered(state: DirectoryState) -> Remembered:
+    """What the next agent has to know, so that a file that holds a mistake at its start stays in force as it was."""
+    texts = {name: file.text for name, file in state.files.items() if file.in_force}
+    return Remembered(texts, state.snapshot.generations)
+
+
+def recalled(known: Remembered, load: Loader) -> tuple[DirectoryState, tuple[str, ...]]:
+    """The state that was remembered, and sentences about what of it this version can't take any more."""
+    files: dict[str, FileState] = {}
+    problems: list[str] = []
+    for name, text in known.texts.items():
+        documents, wrong = load(text, name)
+        if wrong:
+            problems.append(f"{name}: what it said before the agent started again can't be used by this version: {wrong[0]}")
+            continue
+        taken = tuple(document for document in documents if isinstance(document, VirtualTap | TapDestination))
+        files[name] = FileState(Content(text), taken, (), taken, text)
+    found = _snapshot(files, DesiredSnapshot())
+    generations = {name: known.generations.get(name, number) for name, number in found.generations.items()}
+    snapshot = replace(found, desired=replace(found.desired, generations=generations))
+    return DirectoryState(files, snapshot), tuple(problems)
+
+
 def _parsed(name: str, content: Content, before: FileState | None, load: Loader) -> FileState:
     if content.unsettled:
         return before or FileState(content, ())
     if before is not None and before.content == content:
         return before
-    in_force = before.in_force if before is not None else ()
+    in_force, text = (before.in_force, before.text) if before is not None else ((), "")
     if content.problem:
-        return FileState(content, None, (content.problem,), in_force)
+        return FileState(content, None, (content.problem,), in_force, text)
     documents, problems = load(content.text, name)
     taken = tuple(document for document in documents if isinstance(document, VirtualTap | TapDestination))
     problems = (*problems, *_misplaced(name, documents))
     if problems:
-        return FileState(content, None, problems, in_force)
-    return FileState(content, taken, (), in_force)
+        return FileState(content, None, problems, in_force, text)
+    return FileState(content, taken, (), in_force, text)
 
 
 def _misplaced(name: str, documents: Iterable[Resource]) -> list[str]:
@@ -151,7 +177,7 @@ def _in_force(name: str, state: FileState, clash: str) -> FileState:
         return replace(state, problems=(clash,))
     if state.candidate is None:
         return state
-    return replace(state, in_force=state.candidate, problems=())
+    return replace(state, in_force=state.candidate, text=state.content.text, problems=())
 
 
 def _snapshot(files: Mapping[str, FileState], before: DesiredSnapshot) -> DesiredSnapshot:

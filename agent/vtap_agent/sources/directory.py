@@ -7,8 +7,9 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from vtap_agent.sources.desired import DesiredSnapshot, DirectoryState, Loader, advance
+from vtap_agent.sources.desired import DesiredSnapshot, DirectoryState, Loader, advance, recalled, remembered
 from vtap_agent.sources.files import Content, FileReader
+from vtap_agent.sources.last_good import LastGood
 from vtap_agent.sources.loading import load_documents
 from vtap_agent.sources.watch import Looked, Names, Watch, anchors, merged
 
@@ -30,14 +31,17 @@ class TapDirectory:
 
     Files are taken whole or not at all, as `desired` describes. A symbolic link counts as its target, so that the directory may
     be a mounted ConfigMap, which is switched over atomically by its `..data` link.
+
+    `memory` is the file in which it keeps what the files said when they were last without a mistake, for its next start.
     """
 
-    def __init__(self, directory: Path, load: Loader = load_documents) -> None:
+    def __init__(self, directory: Path, load: Loader = load_documents, memory: Path | None = None) -> None:
         self._directory = directory.absolute()
+        self._memory = LastGood(memory)
         self._load = load
         self._reader = FileReader()
         self._state = DirectoryState()
-        self._missing = ""
+        self._forgotten: tuple[str, ...] = ()
         self._callbacks: list[Callable[[], None]] = []
         self._lock = threading.Lock()
         self._snapshot = DesiredSnapshot()
@@ -50,6 +54,7 @@ class TapDirectory:
     def start(self) -> None:
         """Read the files and follow them."""
         if self._watch is None:
+            self._state, self._forgotten = recalled(self._memory.recall(), self._load)
             self._watch = Watch("tap-files", self._look, self._notify)
             self._watch.start()
 
@@ -71,9 +76,11 @@ class TapDirectory:
     def _look(self) -> Looked:
         contents, directories, problem = self._read()
         self._state = advance(self._state, contents, self._load)
+        self._memory.keep(remembered(self._state))
         found = self._state.snapshot
-        if problem:
-            found = DesiredSnapshot(found.desired, (problem, *found.problems))
+        beside = (*([problem] if problem else []), *self._memory.problems, *self._forgotten)
+        if beside:
+            found = DesiredSnapshot(found.desired, (*beside, *found.problems))
         with self._lock:
             changed = found != self._snapshot
             if changed:

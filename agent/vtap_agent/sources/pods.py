@@ -15,7 +15,9 @@ from pathlib import Path
 
 from vtap_agent.drivers.netlink import namespace_cookie
 from vtap_agent.plan.inventory_model import Pod, PodRef
+from vtap_agent.sources.desired import KEPT
 from vtap_agent.sources.files import Content, FileReader
+from vtap_agent.sources.last_good import LastGood, Remembered
 from vtap_agent.sources.pod_files import DeclaredPod, parse_pod, parse_pods
 from vtap_agent.sources.watch import Looked, Names, Watch, anchors, merged
 
@@ -93,8 +95,9 @@ class NamespaceIds:
 class _PodSource(ABC):
     """What sources that look at the file system share: see `PodsFile`."""
 
-    def __init__(self, netns_directory: Path) -> None:
+    def __init__(self, netns_directory: Path, memory: Path | None) -> None:
         self._netns_directory = netns_directory
+        self._memory = LastGood(memory)
         self._reader = FileReader()
         self._ids = NamespaceIds()
         self._callbacks: list[Callable[[], None]] = []
@@ -109,6 +112,7 @@ class _PodSource(ABC):
     def start(self) -> None:
         """Look, then follow."""
         if self._watch is None:
+            self._recall(self._memory.recall().texts)
             self._watch = Watch("pods", self._look, self._notify, mounts=True)
             self._watch.start()
 
@@ -129,11 +133,17 @@ class _PodSource(ABC):
 
     def _look(self) -> Looked:
         found, directories, unsettled = self._read()
+        if self._memory.problems:
+            found = PodsSnapshot(found.pods, (*self._memory.problems, *found.problems))
         with self._lock:
             changed = found != self._snapshot
             if changed:
                 self._snapshot = found
         return Looked(changed, directories, unsettled)
+
+    @abstractmethod
+    def _recall(self, texts: Mapping[str, str]) -> None:
+        """What files said, by their name here, when they were last without a mistake."""
 
     @abstractmethod
     def _read(self) -> tuple[PodsSnapshot, Mapping[Path, Names], bool]:
@@ -149,8 +159,8 @@ class PodsFile(_PodSource):
     comes, goes or is replaced, and must return at once. A file that turns bad changes nothing but the problems.
     """
 
-    def __init__(self, file: Path, netns_directory: Path = NETNS_DIRECTORY) -> None:
-        super().__init__(netns_directory)
+    def __init__(self, file: Path, netns_directory: Path = NETNS_DIRECTORY, memory: Path | None = None) -> None:
+        super().__init__(netns_directory, memory)
         self._file = file.absolute()
         self._declared: tuple[DeclaredPod, ...] = ()
         self._mistakes: tuple[str, ...] = ()
@@ -171,6 +181,11 @@ class PodsFile(_PodSource):
         found = PodsSnapshot(found.pods, (*self._mistakes, *found.problems))
         return found, directories, bool(content and content.unsettled)
 
+    def _recall(self, texts: Mapping[str, str]) -> None:
+        declared, mistakes = parse_pods(Content(texts.get(str(self._file), "")), str(self._file))
+        if not mistakes:
+            self._declared = declared
+
     def _take(self, content: Content | None) -> None:
         """Remember what the file says; while it is being written, what it said."""
         if content is None:
@@ -180,6 +195,9 @@ class PodsFile(_PodSource):
             declared, self._mistakes = parse_pods(content, str(self._file))
             if not self._mistakes:
                 self._declared = declared
+                self._memory.keep(Remembered({str(self._file): content.text}))
+            elif self._declared:
+                self._mistakes = (*self._mistakes[:-1], self._mistakes[-1] + KEPT)
         if content is None or not content.unsettled:
             self._content = content
 
@@ -189,6 +207,7 @@ class _Configured:
     """What a namespace's own file says, and said last without a mistake."""
 
     good: DeclaredPod
+    text: str = ""
     problems: tuple[str, ...] = field(default=())
 
 
@@ -200,8 +219,10 @@ class NamespacePods(_PodSource):
     node's.
     """
 
-    def __init__(self, netns_directory: Path = NETNS_DIRECTORY, config_directory: Path = CONFIG_DIRECTORY) -> None:
-        super().__init__(netns_directory)
+    def __init__(
+        self, netns_directory: Path = NETNS_DIRECTORY, config_directory: Path = CONFIG_DIRECTORY, memory: Path | None = None
+    ) -> None:
+        super().__init__(netns_directory, memory)
         self._config_directory = config_directory
         self._own = f"netns:{namespace_cookie(str(_OWN_NAMESPACE))}"
         self._configured: dict[str, _Configured] = {}
@@ -222,6 +243,7 @@ class NamespacePods(_PodSource):
             configured[name] = self._configuration(name, content, file)
             directories = merged(directories, anchors(file))
         self._configured = configured
+        self._memory.keep(Remembered({name: item.text for name, item in configured.items() if item.text}))
         declared = [(configured[Path(path).name].good, path) for path in sorted(uids)]
         found = pods_of(declared, uids, str(self._config_directory))
         problems = (problem for item in configured.values() for problem in item.problems)
@@ -241,9 +263,17 @@ class NamespacePods(_PodSource):
         if content.unsettled:
             return before or _Configured(_labelled(default))
         found, problems = parse_pod(content, str(file), default)
+        if found is None and before is not None and before.text:
+            return _Configured(before.good, before.text, (*problems[:-1], problems[-1].removesuffix(KEPT) + KEPT))
         if found is None:
-            return _Configured(before.good if before else _labelled(default), problems)
-        return _Configured(_labelled(found))
+            return _Configured(_labelled(default), "", problems)
+        return _Configured(_labelled(found), content.text)
+
+    def _recall(self, texts: Mapping[str, str]) -> None:
+        for name, text in texts.items():
+            found, _ = parse_pod(Content(text), name, DeclaredPod(name=name, netns=name))
+            if found is not None:
+                self._configured[name] = _Configured(_labelled(found), text)
 
 
 def _labelled(pod: DeclaredPod) -> DeclaredPod:

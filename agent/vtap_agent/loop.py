@@ -28,7 +28,7 @@ from vtap_agent.pipeline import Pipeline, PipelineStep
 from vtap_agent.plan.assembly import Announced, Plan, assemble
 from vtap_agent.plan.dataplane import DataPlane, MirrorKey, NodeCounters
 from vtap_agent.plan.inventory_model import Inventory
-from vtap_agent.plan.mirror_health import unhealthy
+from vtap_agent.plan.mirror_health import EVIDENCE, unhealthy
 from vtap_agent.plan.mirrors import MirrorStep
 from vtap_agent.plan.selection import Desired, Selection, remotes, select
 from vtap_agent.plan.shortfalls import Shortfall
@@ -140,6 +140,7 @@ class Loop:
         self._inventory: Inventory | None = None
         self._last_seen: Inventory | None = None
         self._planned: _Planned | None = None
+        self._strays: Mapping[MirrorKey, int] = {}
         self._reported: tuple[Row, ...] | None = None
         self._said: tuple[Observations, tuple[TapVerdict, ...]] | None = None
         self._blinking: Mapping[str, float] = {}
@@ -192,8 +193,8 @@ class Loop:
 
     def run(self) -> None:
         """Until stopped."""
-        self._parts.announcer.adopt(self._parts.accounts.told)
         self._lease.start()
+        self._parts.announcer.adopt(self._parts.accounts.told)
         try:
             self._run()
         finally:
@@ -421,7 +422,9 @@ class Loop:
         if now - self._health_at < (HEALTH_EVERY_AFTER_CHANGE if watched else HEALTH_EVERY):
             return
         self._health_at = now
-        healths = self._parts.mirrors.check_health(self._wanted)
+        strays, self._strays = self._strays, self.view.counters.unattributed
+        suspects = frozenset(key for key, count in self._strays.items() if count - strays.get(key, count) >= EVIDENCE)
+        healths = self._parts.mirrors.check_health(self._wanted, suspects)
         self._mirror_problems = {key: said[0] for key, health in healths.items() if (said := unhealthy({key: health}))}
 
     def _take_view(self, counters: NodeCounters, rows: tuple[Row, ...]) -> None:
@@ -461,6 +464,7 @@ class Loop:
             problems=(
                 *self._source_problems,
                 *self._inventory_problems,
+                *self._parts.mirrors.notes,
                 *(shortfall.sentence for shortfall in self._unverified if shortfall.concerns_nobody),
             ),
             files_refused=len(self._source_problems),

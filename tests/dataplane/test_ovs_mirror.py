@@ -17,8 +17,8 @@ from tests.contract.frames import BROADCAST, Frame, frame
 from tests.contract.networks import EGRESS_TAP, INGRESS_TAP, NODE, OvsNetwork, converge, tap, want
 from vtap_agent.backends.ovs_mirror import OvsMirrorBackend
 from vtap_agent.drivers.ovsdb import OvsdbConnection
-from vtap_agent.plan.dataplane import DataPlane
-from vtap_agent.plan.mirror_health import MirrorState
+from vtap_agent.plan.dataplane import DataPlane, Direction, MirrorKey
+from vtap_agent.plan.mirror_health import MirrorHealth, MirrorState, unhealthy
 from vtap_lab.lab import BRIDGE, Lab
 
 RATE = 500
@@ -293,6 +293,65 @@ def write_flows(network: OvsNetwork, flow: str) -> str:
     path = network.lab.directory / "flows"
     path.write_text(f"{flow}\n")
     return str(path)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_flows_that_flood_spare_the_tap_port_and_the_mirror_still_copies(
+    network: OvsNetwork, pair: tuple[str, str], restarted: bool
+) -> None:
+    a, b = pair
+    tap(network, egress=["a"])
+    wanted = DataPlane(mirrors=want(network, egress=["a"]))
+    if restarted:
+        network.lab.switch.kill_vswitchd()
+        network.lab.switch.start_vswitchd()
+        wait_for(lambda: network.connection.snapshot().reachable, "the connection is back")
+    assert network.backend.verify(wanted) == () and network.backend.notes == ()
+    network.lab.switch.ofctl("replace-flows", BRIDGE, write_flows(network, "actions=FLOOD"))
+    network.lab.switch.appctl("revalidator/purge")
+    try:
+        tapped, other = frame(BROADCAST, a), frame(BROADCAST, b)
+        assert network.exchange("a", tapped, 2) == {"b": [tapped], EGRESS_TAP: [tapped]}
+        assert network.exchange("b", other, 1) == {"a": [other]}
+    finally:
+        network.lab.switch.ofctl("replace-flows", BRIDGE, write_flows(network, "actions=NORMAL"))
+        network.lab.switch.appctl("revalidator/purge")
+
+
+def test_a_bridge_that_cannot_be_asked_to_spare_it_says_what_to_do(network: OvsNetwork, pair: tuple[str, str]) -> None:
+    network.lab.switch.vsctl("set", "Bridge", BRIDGE, "protocols=OpenFlow13")
+    try:
+        tap(network, egress=["a"])
+        wanted = DataPlane(mirrors=want(network, egress=["a"]))
+        assert network.backend.verify(wanted) == ()
+        assert "protocols OpenFlow10" in network.backend.notes[0]
+        network.lab.switch.vsctl("add", "Bridge", BRIDGE, "protocols", "OpenFlow10")
+        assert network.backend.verify(wanted) == () and network.backend.notes == ()
+    finally:
+        network.lab.switch.vsctl("clear", "Bridge", BRIDGE, "protocols")
+
+
+@pytest.mark.parametrize("actions", ["ALL", "NORMAL,{port}", "resubmit(,0),output:{port}", "clone(output:{port}),NORMAL"])
+def test_flows_that_output_to_the_tap_port_themselves_are_named(network: OvsNetwork, pair: tuple[str, str], actions: str) -> None:
+    key = MirrorKey(BRIDGE, Direction.EGRESS)
+    tap(network, egress=["a"])
+    wanted = DataPlane(mirrors=want(network, egress=["a"]))
+    network.backend.check_health(wanted)
+    port = network.lab.switch.vsctl("get", "Interface", EGRESS_TAP, "ofport")
+    flow = f"priority=7,arp,actions={actions.format(port=port)}"
+    network.lab.switch.ofctl("add-flow", BRIDGE, flow)
+
+    def state() -> MirrorHealth | None:
+        return network.backend.check_health(wanted, frozenset({key})).get(key)
+
+    try:
+        wait_for(lambda: (found := state()) is not None and found.state is MirrorState.SHARED, "the flow is found")
+        (said,) = unhealthy(network.backend.check_health(wanted))
+        assert "priority=7" in said and said.endswith(f"leave out port {port}")
+        assert network.backend.purges <= 1, "purging helps nobody here"
+    finally:
+        network.lab.switch.ofctl("--strict", "del-flows", BRIDGE, "priority=7,arp")
+    wait_for(lambda: (found := state()) is not None and found.state is not MirrorState.SHARED, "the flow has gone")
 
 
 @pytest.mark.parametrize("mtu", [1500, 9000])

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from vtap_agent.backends.flow_purge import FlowPurger
 from vtap_agent.backends.mirror_commands import PORT_OTHER_CONFIG, command
 from vtap_agent.drivers.ovsdb import OvsdbConnection, Tables, first
 from vtap_agent.drivers.unixctl import DatapathCounters
-from vtap_agent.errors import Wait
+from vtap_agent.errors import VtapError, Wait
 from vtap_agent.plan.dataplane import DataPlane, Direction, MirrorKey
-from vtap_agent.plan.mirror_health import MirrorHealth, MirrorReading, MirrorSample, health, purge_after_change
+from vtap_agent.plan.foreign_flows import outputs_to, told
+from vtap_agent.plan.mirror_health import (
+    MirrorHealth,
+    MirrorReading,
+    MirrorSample,
+    MirrorState,
+    health,
+    purge_after_change,
+)
 from vtap_agent.plan.mirrors import (
     ChangeMirror,
     CreateMirror,
@@ -35,6 +44,8 @@ from vtap_agent.plan.steps import Step
 
 SAMPLE_INTERVAL = 1.0
 """Seconds that two samples are apart at least, so that there is something to compare."""
+FLOWS_EVERY_FIRST, FLOWS_EVERY_LAST = 5.0, 300.0
+"""Seconds between looks at a bridge's flows: doubling as long as nothing is found there that explains what is suspected."""
 PURGE_BACKOFF_FIRST, PURGE_BACKOFF_LAST = 2.0, 300.0
 """Seconds between purges that the counters ask for, doubling: where the first did not help, more seldom will."""
 
@@ -51,6 +62,10 @@ class OvsMirrorBackend:
         self._first_seen: dict[str, float] = {}
         self._backoff: dict[MirrorKey, tuple[float, float]] = {}
         self._owes_purge = False
+        self._unflooded: dict[MirrorKey, tuple[int | None, str, int]] = {}
+        self._flood_problems: dict[MirrorKey, str] = {}
+        self._strangers: dict[MirrorKey, str] = {}
+        self._look_at_flows: dict[MirrorKey, tuple[float, float]] = {}
         self._observed: tuple[int, ObservedMirrors] | None = None
 
     @property
@@ -100,10 +115,36 @@ class OvsMirrorBackend:
     def verify(self, wanted: DataPlane) -> tuple[Shortfall, ...]:
         """What still differs from `wanted` in the database, and whom it concerns. Raises as `plan`."""
         self._purge_after_change()
+        self._keep_out_of_floods(wanted)
         return unlike(self._observe_for(wanted), wanted.mirrors, self._stamp)
 
-    def check_health(self, wanted: DataPlane) -> Mapping[MirrorKey, MirrorHealth]:
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences about what cannot be kept away from tap ports, which harms no tap as long as nobody's flows flood."""
+        return tuple(sentence for _, sentence in sorted(self._flood_problems.items()))
+
+    def _keep_out_of_floods(self, wanted: DataPlane) -> None:
+        """NORMAL spares a mirror's output port by itself, FLOOD only as long as vswitchd remembers that we asked for it."""
+        observed, pid = self._observe_for(wanted), self._connection.vswitchd.pid()
+        due: dict[MirrorKey, tuple[int | None, str, int]] = {}
+        for key in wanted.mirrors:
+            port = _tap_port(observed, key, self._stamp.node)
+            if port is not None and port.ofport > 0:
+                due[key] = (pid, port.uuid, port.ofport)
+        self._unflooded = {key: done for key, done in self._unflooded.items() if due.get(key) == done}
+        self._flood_problems = {}
+        for key in due.keys() - self._unflooded.keys():
+            try:
+                self._connection.vswitchd.never_flood_to(key.bridge, self.tap_port_name(key))
+                self._unflooded[key] = due[key]
+            except VtapError as error:
+                self._flood_problems[key] = str(error)
+
+    def check_health(self, wanted: DataPlane, suspects: frozenset[MirrorKey] = frozenset()) -> Mapping[MirrorKey, MirrorHealth]:
         """Judge each wanted mirror by the counters since the last call, and have running flows purged where these ask for it.
+
+        `suspects` are mirrors at whose tap ports packets arrived that fit no source: whether others' flows send them is
+        looked up.
 
         Calls within SAMPLE_INTERVAL of the last sample return the last judgement. Raises Wait where the database or vswitchd is
         down.
@@ -119,6 +160,7 @@ class OvsMirrorBackend:
         if previous is not None:
             judged = health(previous, current, current.at - previous.at)
             self._health = {key: judged[key] for key in judged if key in wanted.mirrors}
+            self._look_for_strangers(now, suspects)
             self._purge_where_needed(now)
         return self._health
 
@@ -146,6 +188,27 @@ class OvsMirrorBackend:
         self._first_seen = {uuid: self._first_seen.get(uuid, now) for uuid in rows}
         return sample(observed, counters, self._stamp.node, now, self._first_seen)
 
+    def _look_for_strangers(self, now: float, suspects: frozenset[MirrorKey]) -> None:
+        """Seldom, because a dump of all flows may be long; and only where there is a reason to."""
+        self._strangers = {key: sentence for key, sentence in self._strangers.items() if key in self._health}
+        for key, judged in self._health.items():
+            suspected = judged.state is MirrorState.LEAKING or key in suspects or key in self._strangers
+            earliest, interval = self._look_at_flows.get(key, (now, FLOWS_EVERY_FIRST))
+            if suspected and now >= earliest:
+                self._strangers.pop(key, None)
+                if sentence := self._strange_flows(key):
+                    self._strangers[key], interval = sentence, FLOWS_EVERY_FIRST
+                self._look_at_flows[key] = (now + interval, min(FLOWS_EVERY_LAST, 2 * interval))
+            if key in self._strangers:
+                self._health[key] = replace(judged, state=MirrorState.SHARED, detail=self._strangers[key])
+
+    def _strange_flows(self, key: MirrorKey) -> str:
+        port = _tap_port(self.observe(), key, self._stamp.node)
+        if port is None or port.ofport <= 0:
+            return ""
+        flows = outputs_to(self._connection.vswitchd.flows(key.bridge), port.ofport)
+        return told(flows, key.bridge, port.name, port.ofport)
+
     def _purge_where_needed(self, now: float) -> None:
         for key, judged in self._health.items():
             if not judged.needs_purge:
@@ -157,6 +220,12 @@ class OvsMirrorBackend:
                 self._backoff[key] = (now + interval, min(PURGE_BACKOFF_LAST, 2 * interval))
                 made = f"{judged.copies} copies where {judged.least} to {judged.most} were due"
                 self._purger.request(f"mirror {key.direction} of bridge {key.bridge} made {made}")
+
+
+def _tap_port(observed: ObservedMirrors, key: MirrorKey, node: str) -> ObservedPort | None:
+    bridge, name = observed.bridges.get(key.bridge), tap_port_name(node, key)
+    ports = bridge.tap_ports if bridge is not None else ()
+    return next((port for port in ports if port.name == name and is_ours(port.stamp, node)), None)
 
 
 def sample(
@@ -206,9 +275,11 @@ def _bridge(row: Any) -> ObservedBridge:
     return ObservedBridge(
         name=row.name,
         ports={str(port.uuid): port.name for port in row.ports},
-        mtus={str(port.uuid): mtu for port in row.ports if (mtu := _mtu(port, "mtu"))},
+        mtus={str(port.uuid): mtu for port in row.ports if (mtu := _largest(port, "mtu"))},
         tap_ports=tuple(
-            ObservedPort(str(port.uuid), port.name, stamp, _as_made(port), _mtu(port, "mtu_request"))
+            ObservedPort(
+                str(port.uuid), port.name, stamp, _as_made(port), _largest(port, "mtu_request"), _largest(port, "ofport")
+            )
             for port, stamp in stamped
             if stamp is not None
         ),
@@ -222,7 +293,7 @@ def _as_made(port: Any) -> bool:
     return plain and PORT_OTHER_CONFIG.items() <= dict(port.other_config).items()
 
 
-def _mtu(port: Any, column: str) -> int:
+def _largest(port: Any, column: str) -> int:
     return max((first(getattr(interface, column), 0) for interface in port.interfaces), default=0)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vtap_agent.drivers import openflow
 from vtap_agent.errors import Retry, Wait
 
 TIMEOUT = 5.0
@@ -86,6 +87,14 @@ class Vswitchd:
     def port_counters(self) -> dict[str, DatapathCounters]:
         """Of every port of every datapath, as of now (the database's own are up to 5 s old)."""
         return parse_ports(self.call("dpctl/show", "-s"))
+
+    def flows(self, bridge: str) -> str:
+        """Every OpenFlow flow of a bridge, a line each. Ports are numbers. Groups are not told. Long where there are many."""
+        return self.call("bridge/dump-flows", bridge)
+
+    def never_flood_to(self, bridge: str, port: str) -> bool:
+        """As `openflow.never_flood_to`."""
+        return openflow.never_flood_to(self._run_dir, bridge, port)
 
     def coverage(self) -> Mapping[str, int]:
         """How often each of vswitchd's events has happened since it started."""

@@ -54,6 +54,8 @@ class MirrorState(StrEnum):
     """Packets moved and were not copied."""
     LEAKING = "Leaking"
     """More copies than packets: flows of ports that are selected no longer are still copied."""
+    SHARED = "Shared"
+    """Others' flows output to the tap port."""
     NOT_HELD = "NotHeld"
     """The row exists, and vswitchd has refused it; its log says why."""
 
@@ -66,6 +68,8 @@ class MirrorHealth:
     copies: int
     least: int
     most: int
+    detail: str = ""
+    """SHARED: the sentence that says what to change."""
 
     @property
     def needs_purge(self) -> bool:
@@ -87,6 +91,8 @@ def unhealthy(mirrors: Mapping[MirrorKey, MirrorHealth]) -> tuple[str, ...]:
             sentences.append(f"{where} is in the database, but ovs-vswitchd has refused it; its log says why")
         elif judged.state is MirrorState.MISSING:
             sentences.append(f"{where} made {judged.copies} copies where {judged.least} were due; running flows are being purged")
+        elif judged.state is MirrorState.SHARED:
+            sentences.append(judged.detail)
         elif judged.state is MirrorState.LEAKING:
             sentences.append(f"{where} still copies ports that no tap selects; running flows are being purged")
     return tuple(sentences)

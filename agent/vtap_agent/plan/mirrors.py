@@ -47,7 +47,7 @@ def read_stamp(external_ids: Mapping[str, str]) -> Stamp | None:
 class ObservedPort:
     """A Port row with a stamp. `as_made` is False where a column that decides how copies leave has been changed since.
 
-    `mtu` is what its Interface's `mtu_request` asks for, 0 for nothing.
+    `mtu` is what its Interface's `mtu_request` asks for, 0 for nothing. `ofport` is its OpenFlow number, 0 while it has none.
     """
 
     uuid: str
@@ -55,6 +55,7 @@ class ObservedPort:
     stamp: Stamp
     as_made: bool
     mtu: int
+    ofport: int = 0
 
 
 @dataclass(frozen=True, slots=True)

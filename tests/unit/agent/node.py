@@ -92,6 +92,7 @@ class MemoryMirrors:
     """Holds mirrors while it is not away, as the database does."""
 
     purges = 0
+    notes: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         self.has: Mapping[MirrorKey, Any] = {}
@@ -122,7 +123,7 @@ class MemoryMirrors:
         self._look()
         return self.unlike + (() if wanted.mirrors == self.has else (Shortfall("not done yet", everybody=True),))
 
-    def check_health(self, _wanted: DataPlane) -> Mapping[MirrorKey, MirrorHealth]:
+    def check_health(self, _wanted: DataPlane, _suspects: frozenset[MirrorKey] = frozenset()) -> Mapping[MirrorKey, MirrorHealth]:
         self._look()
         return self.health
 

@@ -385,17 +385,35 @@ static __always_inline int over_rate(const struct program *program, struct pick_
 	return 1;
 }
 
+/* What the filter lets pass: sampler, limit, and over to the pair. */
+__noinline int admit(struct __sk_buff *skb, struct pick *c, struct pick_counters *counters, struct program *program, __u32 entry)
+{
+	struct selection selection;
+
+	if (!c || !counters || !program)
+		return 0;
+	if (program->sampling == SAMPLE_FLOWS) {
+		parse_once(skb, c);
+		if (c->broken) {
+			counters->dropped_malformed += c->segments;
+			return 0;
+		}
+	}
+	if (!sampled(program, c, counters, entry, &selection) || over_rate(program, counters, c, &selection))
+		return 0;
+	return hand_over(skb, c, counters, program, &selection);
+}
+
 /* One tap point's whole way through filter and sampler. */
 __noinline int judge(struct __sk_buff *skb, struct pick *c, struct pick_counters *counters, struct program *program, __u32 entry)
 {
-	struct selection selection;
 	int include;
 
 	if (!c || !counters || !program)
 		return 0;
 	counters->seen += c->segments;
 	counters->seen_bytes += c->strip & c->tagged ? c->bytes - 4 * c->segments : c->bytes;
-	if (program->rule_count || program->sampling == SAMPLE_FLOWS)
+	if (program->rule_count)
 		parse_once(skb, c);
 	if (c->broken) {
 		counters->dropped_malformed += c->segments;
@@ -406,9 +424,7 @@ __noinline int judge(struct __sk_buff *skb, struct pick *c, struct pick_counters
 		counters->excluded += c->segments;
 		return 0;
 	}
-	if (!sampled(program, c, counters, entry, &selection) || over_rate(program, counters, c, &selection))
-		return 0;
-	return hand_over(skb, c, counters, program, &selection);
+	return admit(skb, c, counters, program, entry);
 }
 
 static __noinline int visit(struct __sk_buff *skb, struct pick *c, __u32 entry)
@@ -535,14 +551,8 @@ static __always_inline int finish(struct __sk_buff *skb, struct pick *c)
 	return bpf_redirect(c->pending_ifindex, 0);
 }
 
-/* Work memory of this CPU: nothing to clear, and the verifier knows nothing of its content, which keeps it quick. */
-static __always_inline struct pick *begin(struct __sk_buff *skb, int ingress, int tagged, int strip)
+static __always_inline void start(struct __sk_buff *skb, struct pick *c, int ingress, int tagged, int strip)
 {
-	__u32 zero = 0;
-	struct pick *c = bpf_map_lookup_elem(&picks, &zero);
-
-	if (!c)
-		return 0;
 	c->pending = 0;
 	c->cuts = 0;
 	c->clock = 0;
@@ -555,6 +565,17 @@ static __always_inline struct pick *begin(struct __sk_buff *skb, int ingress, in
 	c->segments = 1;
 	c->tagged = tagged;
 	c->bytes = skb->len + (skb->vlan_present ? 4 : 0);
+}
+
+/* Work memory of this CPU: nothing to clear, and the verifier knows nothing of its content, which keeps it quick. */
+static __always_inline struct pick *begin(struct __sk_buff *skb, int ingress, int tagged, int strip)
+{
+	__u32 zero = 0;
+	struct pick *c = bpf_map_lookup_elem(&picks, &zero);
+
+	if (!c)
+		return 0;
+	start(skb, c, ingress, tagged, strip);
 	if (skb->gso_size)
 		measure(skb, c);
 	return c;

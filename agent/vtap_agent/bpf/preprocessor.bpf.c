@@ -86,18 +86,45 @@ static __always_inline int decided_early(struct pick_counters *counters, const s
 	return TC_ACT_SHOT;
 }
 
+/* A packet in one piece whose filter takes no parsing, or is asked about the most common kind: without another call. */
+static __always_inline int pick_quickly(struct __sk_buff *skb, int ingress, int tagged, __u32 entry, int strip,
+					struct pick_counters *counters, struct program *program, struct pick *c)
+{
+	__u32 bytes = skb->len + (skb->vlan_present ? 4 : 0) - (strip && tagged ? 4 : 0);
+	int verdict = decided_early(counters, program, bytes), include = program->flags & PROGRAM_INCLUDE, parsed = 0;
+
+	if (verdict >= 0)
+		return verdict;
+	if (program->rule_count) {
+		if (tagged || !parse_plain((void *)(long)skb->data, (void *)(long)skb->data_end, &c->packet, ingress))
+			return -1;
+		parsed = 1;
+		include = decide(program, &c->packet);
+	}
+	counters->seen++;
+	counters->seen_bytes += bytes;
+	if (!include) {
+		counters->excluded++;
+		return TC_ACT_SHOT;
+	}
+	start(skb, c, ingress, tagged, strip);
+	c->parsed = parsed;
+	admit(skb, c, counters, program, entry);
+	return finish(skb, c);
+}
+
 static __always_inline int pick_single(struct __sk_buff *skb, int ingress, int tagged, __u32 place)
 {
-	__u32 slot = place & (MAX_SLOTS - 1), index = place >> QUICK_PROGRAM_SHIFT & (MAX_SLOTS - 1);
+	__u32 slot = place & (MAX_SLOTS - 1), index = place >> QUICK_PROGRAM_SHIFT & (MAX_SLOTS - 1), zero = 0;
 	struct pick_counters *counters = bpf_map_lookup_elem(&picked, &slot);
 	struct program *program = whole(&programs, index);
+	struct pick *c = bpf_map_lookup_elem(&picks, &zero);
 	int strip = (place & QUICK_STRIP) != 0, verdict;
-	struct pick *c;
 
-	if (!counters)
+	if (!counters || !c)
 		return TC_ACT_SHOT;
 	if (program && !skb->gso_size) {
-		verdict = decided_early(counters, program, skb->len + (skb->vlan_present ? 4 : 0) - (strip && tagged ? 4 : 0));
+		verdict = pick_quickly(skb, ingress, tagged, slot | index << 16, strip, counters, program, c);
 		if (verdict >= 0)
 			return verdict;
 	}

@@ -196,6 +196,7 @@ struct consumer {
 
 /* ---- ring.c ---- */
 
+#define RING_ONLY_SIZE 512u
 #define RING_RETIRE_NS 4000000ull /* a block waits at most this long for its packets */
 
 struct ring {
@@ -204,7 +205,6 @@ struct ring {
     uint32_t blocks, next;
     char name[IFNAMSIZ]; /* by which the interface is found again */
     int interface;       /* index */
-    uint16_t port;
     bool down; /* nothing comes through the interface, or there is none */
     uint64_t outages;
 };
@@ -251,7 +251,8 @@ struct vtc_collector {
     /* receive thread */
     struct source sources[MAX_SOURCES];
     uint32_t source_count;
-    uint16_t ring_port; /* one for all rings */
+    uint16_t ring_port; /* one for all rings, as is what else is asked of their datagrams */
+    char ring_only[RING_ONLY_SIZE];
     pthread_t receiver;
     bool receiver_started, writer_started;
     atomic_bool stopping;
@@ -308,12 +309,12 @@ void ingest_flush(struct vtc_collector *collector, uint64_t older_than_ns);
 void ingest_end_section(struct vtc_collector *collector, struct tap *tap);
 void ingest_overflow(struct vtc_collector *collector, uint64_t drops);
 uint64_t receive_refresh_drops(struct vtc_collector *collector);
-int ring_open(struct ring *ring, int fd, uint32_t interface, uint16_t port, uint32_t bytes);
+int ring_open(struct ring *ring, int fd, uint32_t interface, uint16_t port, const char *only, uint32_t bytes);
 void ring_close(struct ring *ring);
 /* Takes note of an interface that went down or came back. True where it came back under another index. */
 bool ring_look(struct ring *ring, int fd);
 /* `first` of two sockets leaves to the second what the rings of these interfaces take. */
-int ring_divert(int first, uint16_t port, const int *interfaces, uint32_t count);
+int ring_divert(int first, uint16_t port, const char *only, const int *interfaces, uint32_t count);
 /* At most `most` blocks; returns how many were ready. */
 uint32_t ring_receive(struct vtc_collector *collector, struct ring *ring, uint32_t most);
 uint64_t ring_new_drops(int fd);

@@ -98,24 +98,31 @@ static int divert(struct vtc_collector *collector)
             interfaces[rings++] = collector->sources[index].ring.interface;
     for (uint32_t index = 0; index < collector->source_count; index++) {
         const struct source *source = &collector->sources[index];
-        if (source->shared && ring_divert(source->fd, collector->ring_port, interfaces, rings) < 0)
+        if (source->shared && ring_divert(source->fd, collector->ring_port, collector->ring_only, interfaces, rings) < 0)
             return -1;
     }
     return 0;
 }
 
-int vtc_add_ring(struct vtc_collector *collector, int fd, uint32_t interface, uint32_t port, uint32_t bytes, char *error, size_t error_size)
+int vtc_add_ring(struct vtc_collector *collector, int fd, uint32_t interface, uint32_t port, const char *only, uint32_t bytes, char *error,
+                 size_t error_size)
 {
-    if (collector->source_count == MAX_SOURCES)
+    struct source *source = &collector->sources[collector->source_count];
+    if (collector->source_count == MAX_SOURCES || strlen(only) >= RING_ONLY_SIZE) {
+        close(fd);
         return fail(error, error_size, "at most %d sockets", MAX_SOURCES);
-    struct source *source = &collector->sources[collector->source_count++];
+    }
     *source = (struct source){.kind = VTC_RING, .fd = fd};
-    if (ring_open(&source->ring, fd, interface, (uint16_t)port, bytes) < 0)
-        return fail(error, error_size, "the ring cannot be set up: %s", strerror(errno));
     collector->ring_port = (uint16_t)port;
-    if (divert(collector) < 0)
-        return fail(error, error_size, "the sockets cannot be told what the ring takes: %s", strerror(errno));
-    return 0;
+    strcpy(collector->ring_only, only);
+    collector->source_count++;
+    if (ring_open(&source->ring, fd, interface, (uint16_t)port, only, bytes) == 0 && divert(collector) == 0)
+        return 0;
+    fail(error, error_size, "the ring cannot be set up: %s", strerror(errno));
+    collector->source_count--;
+    ring_close(&source->ring);
+    close(fd);
+    return -1;
 }
 
 void receive_close(struct vtc_collector *collector)
@@ -306,6 +313,8 @@ static uint64_t pause_of(const struct vtc_collector *collector)
     for (uint32_t index = 0; index < collector->source_count; index++) {
         int bytes = 0;
         socklen_t size = sizeof bytes;
+        if (collector->sources[index].kind == VTC_RING) /* its packets wait in the ring, which is no part of this buffer */
+            continue;
         if (getsockopt(collector->sources[index].fd, SOL_SOCKET, SO_RCVBUF, &bytes, &size) < 0)
             continue;
         const uint64_t fits_ns = (uint64_t)bytes / 1024 / 4 * 1000;

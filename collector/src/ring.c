@@ -24,12 +24,12 @@
 #define RING_BLOCK (256u << 10)
 #define RING_FRAME 2048u
 #define FEWEST_BLOCKS 8u
-#define LONGEST_FILTER 64u
+#define LONGEST_FILTER 128u
 #define UDP_HEADER 8u
 
 /* Longer IPv6 datagrams may have been put together from fragments, where nothing would tell. IPv4 tells by the missing DF. */
-static const char rule[] = "(ip[0] = 0x45 and ip[9] = 17 and ip[6:2] = 0x4000 and ip[22:2] = %u and ip[26:2] = 0) or "
-                           "(ip6[6] = 17 and ip6[4:2] <= 1240 and ip6[42:2] = %u and ip6[46:2] = 0)";
+static const char rule[] = "((ip[0] = 0x45 and ip[9] = 17 and ip[6:2] = 0x4000 and ip[22:2] = %u and ip[26:2] = 0) or "
+                           "(ip6[6] = 17 and ip6[4:2] <= 1240 and ip6[42:2] = %u and ip6[46:2] = 0)) and (%s)";
 
 #define LOAD(offset) (struct sock_filter) BPF_STMT(BPF_LD | BPF_W | BPF_ABS, (uint32_t)(SKF_AD_OFF + (offset)))
 #define JUMP_EQUAL(value, yes, no) (struct sock_filter) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)(value), yes, no)
@@ -50,11 +50,11 @@ static bool put(struct assembly *assembly, struct sock_filter instruction)
 }
 
 /* Frames to others are none of ours. */
-static bool put_rule(struct assembly *assembly, uint16_t port)
+static bool put_rule(struct assembly *assembly, uint16_t port, const char *only)
 {
-    char text[sizeof rule + 16];
+    char text[sizeof rule + 16 + RING_ONLY_SIZE];
     struct bpf_program compiled;
-    snprintf(text, sizeof text, rule, port, port);
+    snprintf(text, sizeof text, rule, port, port, only[0] ? only : "ip or ip6");
     pcap_t *pcap = pcap_open_dead(DLT_RAW, MAX_FRAME);
     if (!pcap)
         return false;
@@ -90,11 +90,11 @@ static bool put_untagged(struct assembly *assembly)
     return put(assembly, LOAD(SKF_AD_VLAN_TAG_PRESENT)) && put(assembly, JUMP_EQUAL(0, 1, 0)) && put(assembly, RETURN(assembly->no));
 }
 
-int ring_divert(int first, uint16_t port, const int *interfaces, uint32_t count)
+int ring_divert(int first, uint16_t port, const char *only, const int *interfaces, uint32_t count)
 {
     struct sock_filter filter[LONGEST_FILTER];
     struct assembly assembly = {.filter = filter, .base = (uint32_t)SKF_NET_OFF, .yes = 1, .no = 0};
-    if (!put_interfaces(&assembly, interfaces, count) || (count && !put_rule(&assembly, port))) {
+    if (!put_interfaces(&assembly, interfaces, count) || (count && !put_rule(&assembly, port, only))) {
         errno = EINVAL;
         return -1;
     }
@@ -106,16 +106,16 @@ int vtc_divert(int first, int second, uint16_t port, char *error, size_t error_s
 {
     const struct sock_filter nothing = BPF_STMT(BPF_RET | BPF_K, 0);
     const struct sock_fprog drop_all = {1, (struct sock_filter *)(uintptr_t)&nothing};
-    if (setsockopt(second, SOL_SOCKET, SO_ATTACH_FILTER, &drop_all, sizeof drop_all) < 0 || ring_divert(first, port, NULL, 0) < 0)
+    if (setsockopt(second, SOL_SOCKET, SO_ATTACH_FILTER, &drop_all, sizeof drop_all) < 0 || ring_divert(first, port, "", NULL, 0) < 0)
         return fail(error, error_size, "the sockets cannot be told what the ring takes: %s", strerror(errno));
     return 0;
 }
 
-static int attach_rule(int fd, uint16_t port)
+static int attach_rule(int fd, uint16_t port, const char *only)
 {
     struct sock_filter filter[LONGEST_FILTER];
     struct assembly assembly = {.filter = filter, .base = 0, .yes = MAX_FRAME, .no = 0};
-    if (!put_untagged(&assembly) || !put_rule(&assembly, port)) {
+    if (!put_untagged(&assembly) || !put_rule(&assembly, port, only)) {
         errno = EINVAL;
         return -1;
     }
@@ -153,10 +153,10 @@ static int bind_to(int fd, int interface)
     return bind(fd, (struct sockaddr *)&address, sizeof address);
 }
 
-int ring_open(struct ring *ring, int fd, uint32_t interface, uint16_t port, uint32_t bytes)
+int ring_open(struct ring *ring, int fd, uint32_t interface, uint16_t port, const char *only, uint32_t bytes)
 {
-    *ring = (struct ring){.interface = (int)interface, .port = port};
-    if (!if_indextoname(interface, ring->name) || attach_rule(fd, port) < 0 || map_ring(ring, fd, bytes) < 0)
+    *ring = (struct ring){.interface = (int)interface};
+    if (!if_indextoname(interface, ring->name) || attach_rule(fd, port, only) < 0 || map_ring(ring, fd, bytes) < 0)
         return -1;
     return bind_to(fd, ring->interface);
 }

@@ -112,8 +112,10 @@ struct vtc_file_summary {
 uint32_t vtc_abi(void);
 struct vtc_collector *vtc_open(const struct vtc_config *config, char *error, size_t error_size);
 int vtc_add_socket(struct vtc_collector *collector, uint32_t source, int fd, uint32_t receive_buffer, char *error, size_t error_size);
-/* Capture on an interface, by a ring of `bytes`, what datagrams for `port` ring.c says. `fd`: an unbound packet socket. */
-int vtc_add_ring(struct vtc_collector *collector, int fd, uint32_t interface, uint32_t port, uint32_t bytes, char *error, size_t error_size);
+/* Capture on an interface, by a ring of `bytes`, what datagrams for `port` ring.c says, of those that match the libpcap expression
+ * `only` (empty: all). `fd`: an unbound packet socket, taken over or closed. All rings have the same port and expression. */
+int vtc_add_ring(struct vtc_collector *collector, int fd, uint32_t interface, uint32_t port, const char *only, uint32_t bytes, char *error,
+                 size_t error_size);
 /* Two UDP sockets bound to the same address with SO_REUSEPORT: the second swallows what a ring takes. */
 int vtc_divert(int first, int second, uint16_t port, char *error, size_t error_size);
 int vtc_start(struct vtc_collector *collector, char *error, size_t error_size);

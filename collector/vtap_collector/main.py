@@ -28,6 +28,7 @@ from vtap_collector.errors import CollectorError
 from vtap_collector.native import Core, CoreSettings, Sink
 from vtap_collector.registry import Registry
 from vtap_collector.reviews import InClusterApi, Reviewer
+from vtap_collector.rings import AUTO, Dropper, RingPlan, capabilities, plan_rings
 from vtap_collector.server import Server
 from vtap_collector.service import Service
 from vtap_collector.sockets import (
@@ -60,7 +61,7 @@ class Options:
     tls: Path | None
     kubernetes: bool
     gre: bool
-    rings: tuple[str, ...]
+    rings: str
     vxlan_port: int | None
     receive_buffer: int
     retain_bytes: int
@@ -101,7 +102,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--gre", action="store_true", help="receive bare GRE too (CAP_NET_RAW)")
     add("--erspan", action="store_true", help="receive ERSPAN II too (CAP_NET_RAW)")
     add("--vxlan", nargs="?", type=_natural, const=VXLAN_PORT, metavar="PORT", help="receive VXLAN too (port 4789)")
-    add("--ring", default="", metavar="INTERFACE,…", help="capture there what needs no IP stack (CAP_NET_RAW)")
+    add(
+        "--ring",
+        default=AUTO,
+        metavar="INTERFACE,…",
+        help="capture there what needs no IP stack (CAP_NET_RAW); none; or auto, where the addresses of --listen-data are (auto)",
+    )
     add("--rotate-size", type=_bytes, default=defaults.rotate_bytes, help="bytes of a file at most, 0: any (256Mi)")
     add("--rotate-interval", type=_seconds, default=0, help="time a file spans at most, 0: any (0)")
     add("--rotate-count", type=_natural, default=0, help="packets of a file at most, 0: any (0)")
@@ -139,7 +145,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         tls=given.tls,
         kubernetes=given.kubernetes,
         gre=given.gre or given.erspan,
-        rings=tuple(name for name in given.ring.split(",") if name),
+        rings=given.ring,
         vxlan_port=given.vxlan,
         receive_buffer=min(given.receive_buffer, 1 << 30),
         retain_bytes=given.retain_bytes,
@@ -235,7 +241,34 @@ async def _until_signal() -> None:
     await stop.wait()
 
 
-async def _run(options: Options, core: Core, storage: Storage, sockets: Sequence[DataSocket], rings: Sequence[Ring]) -> None:
+def _add_rings(core: Core, plan: RingPlan, rings: Sequence[Ring], size: int) -> Dropper | None:
+    """Where they were not asked for, what can't be had is said and done without. Raises CollectorError."""
+    if plan.why_not:
+        log.info("copies are received by sockets: %s", plan.why_not)
+    for ring in rings:
+        with ring.socket:
+            try:
+                core.add_ring(os.dup(ring.socket.fileno()), ring.interface, ring.port, plan.expression(), size)
+            except CollectorError as error:
+                if plan.demanded:
+                    raise
+                log.warning("copies are received by sockets: %s", error)
+                return None
+    if not rings:
+        return None
+    dropper = Dropper(plan, rings[0].port)
+    try:
+        dropper.start()
+    except CollectorError as error:
+        log.info("capturing on %s; the IP stack still sees what is captured: %s", ", ".join(plan.interfaces), error)
+        return None
+    log.info("capturing on %s, before the IP stack", ", ".join(plan.interfaces))
+    return dropper
+
+
+async def _run(
+    options: Options, core: Core, storage: Storage, sockets: Sequence[DataSocket], plan: RingPlan, rings: Sequence[Ring]
+) -> None:
     access = _access(options)
     certificates = Certificates(options.tls) if options.tls else None
     unix_path = _unix_path(options.run_dir)
@@ -246,9 +279,7 @@ async def _run(options: Options, core: Core, storage: Storage, sockets: Sequence
     for item in sockets:
         core.add_socket(item.source, os.dup(item.socket.fileno()), options.receive_buffer)
         item.socket.close()
-    for ring in rings:
-        core.add_ring(os.dup(ring.socket.fileno()), ring.interface, ring.port, options.receive_buffer)
-        ring.socket.close()
+    dropper = _add_rings(core, plan, rings, options.receive_buffer)
     core.start()
     stopped = asyncio.create_task(_until_signal())
     runners: list[web.AppRunner] = []
@@ -262,6 +293,8 @@ async def _run(options: Options, core: Core, storage: Storage, sockets: Sequence
         log.info("receiving on %s, serving on %s", ", ".join(about["data"]), " and ".join(serving))
         await stopped
     finally:
+        if dropper is not None:
+            dropper.stop()
         await asyncio.to_thread(core.stop)  # what it still writes is retained or deleted as ever
         for task in housekeeping:
             task.cancel()
@@ -274,12 +307,13 @@ async def _run(options: Options, core: Core, storage: Storage, sockets: Sequence
 def run(options: Options) -> None:
     """Until SIGTERM or SIGINT. Raises CollectorError."""
     _raise_descriptor_limit()
-    sockets = open_sockets(options.data, options.gre, options.vxlan_port, ringed=bool(options.rings))
-    rings = open_rings(options.rings, sockets)
+    plan = plan_rings(options.rings, options.data, capabilities())
+    sockets = open_sockets(options.data, options.gre, options.vxlan_port, ringed=bool(plan.interfaces))
+    rings = open_rings(plan.interfaces, sockets)
     storage = Storage(options.directory)
     core = Core(storage.descriptor, options.settings)
     try:
-        asyncio.run(_run(options, core, storage, sockets, rings))
+        asyncio.run(_run(options, core, storage, sockets, plan, rings))
     finally:
         core.stop()
         core.free()

@@ -251,7 +251,7 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "vtc_abi": (c_uint32, []),
     "vtc_open": (c_void_p, [ctypes.POINTER(_Config), c_char_p, c_size_t]),
     "vtc_add_socket": (c_int, [c_void_p, c_uint32, c_int, c_uint32, c_char_p, c_size_t]),
-    "vtc_add_ring": (c_int, [c_void_p, c_int, c_uint32, c_uint32, c_uint32, c_char_p, c_size_t]),
+    "vtc_add_ring": (c_int, [c_void_p, c_int, c_uint32, c_uint32, c_char_p, c_uint32, c_char_p, c_size_t]),
     "vtc_divert": (c_int, [c_int, c_int, c_uint16, c_char_p, c_size_t]),
     "vtc_start": (c_int, [c_void_p, c_char_p, c_size_t]),
     "vtc_stop": (None, [c_void_p]),
@@ -383,9 +383,15 @@ class Core:
         """The core takes the bound, non-blocking socket over."""
         self._check(self._library.vtc_add_socket(self._handle, source, descriptor, receive_buffer, self._error, _ERROR_SIZE))
 
-    def add_ring(self, descriptor: int, interface: int, port: int, size: int) -> None:
-        """Capture on an interface (its index) what comes for `port`; the core takes the unbound packet socket over."""
-        self._check(self._library.vtc_add_ring(self._handle, descriptor, interface, port, size, self._error, _ERROR_SIZE))
+    def add_ring(self, descriptor: int, interface: int, port: int, only: str, size: int) -> None:
+        """Capture on an interface (its index) what comes for `port` and matches `only`, a libpcap expression; empty is all.
+
+        The core takes the unbound packet socket over. Raises CollectorError, and then all is received as without the ring.
+        """
+        status = self._library.vtc_add_ring(
+            self._handle, descriptor, interface, port, only.encode(), size, self._error, _ERROR_SIZE
+        )
+        self._check(status)
         self.rings.append(socket.if_indextoname(interface))
 
     def start(self) -> None:

@@ -117,6 +117,7 @@ def open_sockets(endpoints: Sequence[Endpoint], gre: bool, vxlan_port: int | Non
 
 
 def _ringed(endpoint: Endpoint) -> DataSocket:
+    _udp(Source.GRE_UDP, endpoint).socket.close()  # sharing the port would hide that another collector has it
     first = _udp(Source.GRE_UDP, endpoint, shared=True)
     second = _udp(Source.GRE_UDP, first.endpoint, shared=True)
     divert(first.socket.fileno(), second.socket.fileno(), first.endpoint.port)

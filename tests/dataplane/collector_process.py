@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -59,8 +59,15 @@ class CollectorProcess:
     """Keeps its directory over restarts. `sender` is bound to 127.0.0.1, the address that node-a announces."""
 
     def __init__(
-        self, directory: Path, *options: str, store: Path | None = None, data: str = "127.0.0.1:0", namespace: str = ""
+        self,
+        directory: Path,
+        *options: str,
+        store: Path | None = None,
+        data: str = "127.0.0.1:0",
+        namespace: str = "",
+        through: Sequence[str] = (),
     ) -> None:
+        self.through = through
         self.base, self.options, self.data_option, self.namespace = directory, options, data, namespace
         self.store = store or directory / "captures"
         self.run_dir = directory / "run"
@@ -82,6 +89,7 @@ class CollectorProcess:
     def start(self) -> None:
         argv = [
             *(in_namespace(self.namespace, []) if self.namespace else []),
+            *self.through,
             str(Path(sys.executable).with_name("vtap-collector")),
             f"--directory={self.store}",
             f"--run-dir={self.run_dir}",

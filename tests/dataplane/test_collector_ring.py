@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -81,8 +83,9 @@ def told(collector: CollectorProcess, what: str) -> int:
     return sum(what in line for line in collector.log().splitlines() if "ring on in" in line)
 
 
-def test_an_interface_that_goes_down_and_comes_back_is_captured_on_again(wire: Wire, tmp_path: Path) -> None:
-    with CollectorProcess(tmp_path, "--ring=in", data="0.0.0.0:0", namespace=wire.receiver) as collector:
+@pytest.mark.parametrize("data", ["0.0.0.0:0", f"{COLLECTOR}:0"])
+def test_an_interface_that_goes_down_and_comes_back_is_captured_on_again(wire: Wire, tmp_path: Path, data: str) -> None:
+    with CollectorProcess(tmp_path, "--ring=in", data=data, namespace=wire.receiver) as collector:
         collector.announce(a_stream(1), addresses=[SENDER])
         wire.send(collector, 0, 100)
         collector.at_rest(1, 100)
@@ -120,3 +123,35 @@ def test_what_comes_by_another_interface_is_received_by_the_sockets(wire: Wire, 
         wire.send(collector, 100, 200, local=True)  # through lo
         row = collector.at_rest(1, 200)
         assert (captured(collector), row["duplicate"]) == (100, 0)
+
+
+def tables(wire: Wire) -> str:
+    return run_in(wire.receiver, ["nft", "list", "tables"])
+
+
+@pytest.mark.skipif(shutil.which("nft") is None, reason="needs nft(8)")
+@pytest.mark.parametrize("ended_by", [signal.SIGTERM, signal.SIGKILL])
+def test_without_a_word_copies_are_captured_and_spared_the_stack(wire: Wire, tmp_path: Path, ended_by: signal.Signals) -> None:
+    with CollectorProcess(tmp_path, data=f"{COLLECTOR}:0", namespace=wire.receiver) as collector:
+        collector.announce(a_stream(1), addresses=[SENDER, COLLECTOR])
+        wire.send(collector, 0, 100)
+        wire.send(collector, 100, 150, local=True)
+        row = collector.at_rest(1, 150)
+        assert (captured(collector), row["duplicate"]) == (100, 0)
+        assert "capturing on in, before the IP stack" in collector.log()
+        assert "table netdev vtap_collector_" in tables(wire)
+        collector.signal(ended_by)
+        wait_until(lambda: "vtap_collector" not in tables(wire), "nothing is dropped any more")
+
+
+def test_without_the_privilege_copies_are_received_by_sockets(wire: Wire, tmp_path: Path) -> None:
+    weak = ["setpriv", "--bounding-set=-net_raw,-net_admin", "--inh-caps=-net_raw,-net_admin"]
+    with CollectorProcess(tmp_path, data=f"{COLLECTOR}:0", namespace=wire.receiver, through=weak) as collector:
+        collector.announce(a_stream(1), addresses=[SENDER])
+        wire.send(collector, 0, 100)
+        collector.at_rest(1, 100)
+        assert captured(collector) == 0
+        assert (
+            "copies are received by sockets: capturing on the interface, which costs less, needs CAP_NET_RAW" in collector.log()
+        )
+        assert "vtap_collector" not in tables(wire)

@@ -288,6 +288,7 @@ def _port(bridge: str, row: Any) -> BridgePort:
         tag=first(row.tag, 0),
         vlan_mode=first(row.vlan_mode, ""),
         external_ids=dict(row.external_ids),
+        interface_ids={key: value for interface in row.interfaces for key, value in interface.external_ids.items()},
     )
 
 

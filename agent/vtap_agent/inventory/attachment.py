@@ -6,8 +6,9 @@ import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from vtap_agent.inventory.port_owners import Ports
 from vtap_agent.inventory.rtnetlink import Link
-from vtap_agent.plan.inventory_model import BridgePort, PodInterface, PodRef, Switch
+from vtap_agent.plan.inventory_model import PodInterface, PodRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +30,6 @@ def address_text(address: bytes) -> str:
     return str(ipaddress.ip_address(address)) if address else ""
 
 
-def ports_by_name(switch: Switch) -> Mapping[str, BridgePort]:
-    """Every port of every bridge by its name, which is its device's."""
-    return {port.name: port for bridge in switch.bridges for port in bridge.ports}
-
-
 def host_end(link: Link, pod: NamespaceView, node: NamespaceView) -> Link | None:
     """The end of a veth pair that is in the node's namespace, None where there is none.
 
@@ -48,9 +44,7 @@ def host_end(link: Link, pod: NamespaceView, node: NamespaceView) -> Link | None
     return peer
 
 
-def pod_interfaces(
-    ref: PodRef, pod: NamespaceView, node: NamespaceView, ports: Mapping[str, BridgePort]
-) -> tuple[PodInterface, ...]:
+def pod_interfaces(ref: PodRef, pod: NamespaceView, node: NamespaceView, ports: Ports) -> tuple[PodInterface, ...]:
     """The pod's Ethernet interfaces by ifindex. Loopback and layer-3 tunnels are left out: no MAC tells their packets."""
     return tuple(
         _interface(ref, link, pod, node, ports)
@@ -59,15 +53,16 @@ def pod_interfaces(
     )
 
 
-def _interface(ref: PodRef, link: Link, pod: NamespaceView, node: NamespaceView, ports: Mapping[str, BridgePort]) -> PodInterface:
+def _interface(ref: PodRef, link: Link, pod: NamespaceView, node: NamespaceView, ports: Ports) -> PodInterface:
     host = host_end(link, pod, node)
+    mac, host_name = mac_text(link.mac), host.name if host else ""
     return PodInterface(
         pod=ref,
         name=link.name,
-        mac=mac_text(link.mac),
+        mac=mac,
         addresses=tuple(address_text(address) for address in pod.addresses.get(link.index, ())),
         mtu=link.mtu,
-        host_name=host.name if host else "",
+        host_name=host_name,
         host_ifindex=host.index if host else 0,
-        port=ports.get(host.name) if host else None,
+        port=ports.of(ref, link.name, mac, host_name),
     )

@@ -15,10 +15,11 @@ from typing import Protocol
 from vtap_agent.drivers.netlink import Event, EventSocket, Netlink, NetlinkError
 from vtap_agent.errors import TellUser, VtapError
 from vtap_agent.inventory import rtnetlink
-from vtap_agent.inventory.attachment import NamespaceView, pod_interfaces, ports_by_name
+from vtap_agent.inventory.attachment import NamespaceView, pod_interfaces
 from vtap_agent.inventory.next_hops import PROBE_INTERVAL, NextHops
+from vtap_agent.inventory.port_owners import Ports, ports_of
 from vtap_agent.inventory.rtnetlink import Link
-from vtap_agent.plan.inventory_model import BridgePort, Inventory, Pod, PodInterface, PodRef, Switch
+from vtap_agent.plan.inventory_model import Inventory, Pod, PodInterface, PodRef, Switch
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,6 @@ _NAMESPACE_KINDS = frozenset({rtnetlink.RTM_NEWLINK, rtnetlink.RTM_DELLINK, rtne
 
 _AFTER_ERROR = 1.0
 
-Ports = Mapping[str, BridgePort]
 Identity = tuple[int, int]
 """(st_dev, st_ino) of a network namespace's file, the same for every path to it."""
 
@@ -94,7 +94,7 @@ class _Looked:
         if self.attached is not None:
             last_ref, last_view, last_node, found = self.attached
             same = last_ref == ref and last_view is view and last_node is node
-            if same and all(ports.get(item.host_name) == item.port for item in found):
+            if same and all(ports.of(ref, item.name, item.mac, item.host_name) == item.port for item in found):
                 return found
         found = pod_interfaces(ref, view, node, ports)
         self.attached = (ref, view, node, found)
@@ -195,7 +195,7 @@ class _Running:
         if not self._thread.is_alive():
             self._forget_everything()
         self._absorb()
-        node, ports = self._node_view(), ports_by_name(switch)
+        node, ports = self._node_view(), ports_of(switch)
         pods: list[Pod] = []
         interfaces: list[PodInterface] = []
         problems = list(here.problems)

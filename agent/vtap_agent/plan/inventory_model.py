@@ -39,6 +39,8 @@ class BridgePort:
     tag: int = 0
     vlan_mode: str = ""
     external_ids: Mapping[str, str] = field(default_factory=dict[str, str])
+    interface_ids: Mapping[str, str] = field(default_factory=dict[str, str])
+    """external_ids of its Interface rows."""
 
 
 @dataclass(frozen=True, slots=True)

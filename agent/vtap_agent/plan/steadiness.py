@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from vtap_agent.plan.inventory_model import Inventory, Switch
+from vtap_agent.plan.inventory_model import Inventory, PodInterface, Switch
 
 
 def with_switch(inventory: Inventory, switch: Switch) -> Inventory:
     """The inventory as it would be if `switch` still told its ports."""
     ports = {port.name: port for bridge in switch.bridges for port in bridge.ports}
-    interfaces = tuple(replace(item, port=ports.get(item.host_name)) for item in inventory.interfaces)
+    interfaces = tuple(replace(item, port=ports.get(item.host_name or _port_name(item))) for item in inventory.interfaces)
     return replace(inventory, interfaces=interfaces, switch=replace(switch, reachable=inventory.switch.reachable))
+
+
+def _port_name(interface: PodInterface) -> str:
+    """Of a port that no veth leads to."""
+    return interface.port.name if interface.port is not None else ""
 
 
 def vanished(now: Inventory, before: Inventory) -> frozenset[str]:

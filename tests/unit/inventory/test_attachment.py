@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from vtap_agent.inventory.attachment import NamespaceView, pod_interfaces, ports_by_name
+from vtap_agent.inventory.attachment import NamespaceView, pod_interfaces
+from vtap_agent.inventory.port_owners import Ports, ports_of
 from vtap_agent.inventory.rtnetlink import Link
 from vtap_agent.plan.inventory_model import Bridge, BridgePort, PodInterface, PodRef, Switch
 
@@ -22,7 +23,7 @@ def view(nsid: int, *links: Link, addresses: Mapping[int, tuple[bytes, ...]] | N
 
 def attached(pod: NamespaceView, node: NamespaceView, *ports: str) -> dict[str, PodInterface]:
     known = {name: BridgePort("br0", name, f"uuid-{name}") for name in ports}
-    return {item.name: item for item in pod_interfaces(REF, pod, node, known)}
+    return {item.name: item for item in pod_interfaces(REF, pod, node, Ports(known, ()))}
 
 
 def test_a_veth_pair_that_names_each_other() -> None:
@@ -58,4 +59,4 @@ def test_loopback_and_layer_3_tunnels_are_left_out() -> None:
 def test_ports_of_all_bridges_by_name() -> None:
     ports = [BridgePort("br0", "a", "1"), BridgePort("br1", "b", "2")]
     bridges = tuple(Bridge(port.bridge, port.bridge, "netdev", (), (port,), 0, 0) for port in ports)
-    assert ports_by_name(Switch("3.1.0", bridges, True, 0)) == {"a": ports[0], "b": ports[1]}
+    assert ports_of(Switch("3.1.0", bridges, True, 0)).by_name == {"a": ports[0], "b": ports[1]}

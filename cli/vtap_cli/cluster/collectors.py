@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 
-from vtap_cli.cluster.api import NotFound, named, of_core, of_group, refusal
+from vtap_api.names import collector_name
+from vtap_cli.cluster.api import Forbidden, NotFound, named, of_core, of_group, refusal
 from vtap_cli.cluster.objects import Object, destination_of, identity, is_collector, name_of, own_address, service_of, target_of
 from vtap_cli.cluster.session import Session
 from vtap_cli.daemons import Daemon
@@ -71,7 +72,21 @@ def collector_of(session: Session, destination: str) -> Collector:
         found = session.api.get(of_group("tapdestinations", "", destination))
     except NotFound as error:
         raise CliError(f"there is no TapDestination {destination!r}; `kubectl get tapdestinations` lists them") from error
+    except Forbidden:
+        found = assumed(session, destination)
     return collector_at(session, found)
+
+
+def assumed(session: Session, destination: str) -> Object:
+    """A TapDestination that may not be read, as it most likely is: a tenant may know the name alone."""
+    url = f"https://{collector_name(destination)}.{session.vtap_namespace()}.svc"
+    return {"metadata": {"name": destination}, "spec": {"collector": {}}, "status": {"collector": {"url": url}}}
+
+
+def destinations_of(session: Session, taps: Sequence[Object]) -> Mapping[str, Object]:
+    """All TapDestinations by name; where they may not be read, those of the taps as they most likely are. Raises CliError."""
+    found, why = session.destinations()
+    return {name: assumed(session, name) for name in map(destination_of, taps)} if why else found
 
 
 def collector_at(session: Session, destination: Object) -> Collector:

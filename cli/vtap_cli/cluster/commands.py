@@ -10,7 +10,7 @@ from typing import Any
 
 from vtap_cli import files, packets, wireshark
 from vtap_cli import ledger as machine_ledger
-from vtap_cli.cluster.collectors import collector_of, collector_of_tap, questions
+from vtap_cli.cluster.collectors import collector_of, collector_of_tap, destinations_of, questions
 from vtap_cli.cluster.kubectl import Place
 from vtap_cli.cluster.session import Session, opened
 from vtap_cli.errors import CliError
@@ -93,9 +93,7 @@ def _files(session: Session, tap: str, destination: str) -> tuple[list[Any], lis
         query = {"tap": "/".join(session.tap_name(tap))}
         return files.ask(collector_of(session, destination), query)["files"], []
     taps = session.taps(tap)
-    destinations, why = session.destinations()
-    if why:
-        raise CliError(f"which collectors to ask can't be seen: {why}")
+    destinations = destinations_of(session, taps)
     asked, notes = questions(session, taps, destinations, everything=session.place.all_namespaces and not tap)
     if notes and not asked:
         raise CliError("; ".join(notes))

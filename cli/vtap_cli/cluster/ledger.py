@@ -23,7 +23,7 @@ from vtap_api.ledger import (
 )
 from vtap_cli.cluster import agents
 from vtap_cli.cluster.agents import Reading, Readings
-from vtap_cli.cluster.collectors import Collector, questions
+from vtap_cli.cluster.collectors import Collector, destinations_of, questions
 from vtap_cli.cluster.objects import Object, destination_of, identity, is_collector
 from vtap_cli.cluster.session import Session
 from vtap_cli.daemons import get_json
@@ -48,9 +48,7 @@ class Read:
 def read(session: Session, tap: str) -> Read:
     """Of the taps that are meant. Raises CliError where neither side is to be had."""
     found = session.taps(tap)
-    destinations, why = session.destinations()
-    if why:
-        raise CliError(f"which collectors to ask can't be seen: {why}")
+    destinations = destinations_of(session, found)
     vtap_namespace = session.vtap_namespace(destinations.values())
     taps = None if session.place.all_namespaces and not tap else {identity(item) for item in found}
     with ThreadPoolExecutor(1) as threads:

@@ -365,6 +365,16 @@ def test_collector_that_is_not_there_or_not_ready(kubectl):
     assert "runs at 10.9.9.9, where no operator put it" in kubectl.refused("packets", "web", "-w", "-")
 
 
+def test_tenant_who_may_not_read_destinations_reaches_the_collector_all_the_same(kubectl, tmp_path):
+    kubectl.cluster.forbidden |= {("list", "tapdestinations"), ("get", "tapdestinations"), ("list", "pods")}
+    kubectl.collector.answers["/v1/stored"] = all_of_them
+    kubectl.collector.answers["/v1/files"] = lambda reply, _query: reply.json({"files": []})
+    file = tmp_path / "f"
+    assert kubectl.vtap("packets", "web", "--stored", "-w", str(file)).returncode == 0
+    assert file.read_bytes() == STORED
+    assert kubectl.vtap("files").returncode == 0
+
+
 def test_packets_that_go_elsewhere_can_only_be_read_there(kubectl):
     kubectl.cluster.kind("VirtualTap")["shop", "web"]["spec"]["destinationRef"] = {"name": "sensor"}
     said = kubectl.refused("packets", "web", "-w", "-")

@@ -63,7 +63,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     for command in (creating, joining, deleting, loading, product):
         command.add_argument("name", help="of the cluster")
     loading.add_argument("images", nargs="+", help="image in the store of docker or podman")
-    creating.add_argument("--kubeconfig", type=Path, help="where to write it; by default into the cache")
+    creating.add_argument("--kubeconfig", type=Path, help="where to write a copy of the cache's")
     for command in (creating, joining):
         command.add_argument(
             "--network", choices=("local", "upstream"), default="local", help="who attaches pods to Open vSwitch"

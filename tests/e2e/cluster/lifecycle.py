@@ -53,9 +53,12 @@ def build(cache: Cache) -> Built:
 
 
 def up(built: Built, name: str, flavour: Flavour = "local", kubeconfig: Path | None = None) -> Kubectl:
-    """Create a cluster whose nodes are Ready and whose pods have both networks. On failure the cluster is left for a look."""
+    """Create a cluster whose nodes are Ready and whose pods have both networks; `kubeconfig` gets a copy of the way to it.
+
+    On failure the cluster is left for a look.
+    """
     environment = _environment(built.cache, built.way)
-    own = kubeconfig or built.cache.kubeconfig(name)
+    own = built.cache.kubeconfig(name)
     configuration = built.cache.cluster(name) / "kind.yaml"
     configuration.write_text(yaml.safe_dump(cluster_configuration(built.way)))
     with step(f"creating cluster {name}"):
@@ -83,6 +86,8 @@ def up(built: Built, name: str, flavour: Flavour = "local", kubeconfig: Path | N
     if flavour == "upstream":
         upstream.install(kubectl)
     load(built, name, built.pods_image)
+    if kubeconfig is not None:
+        shutil.copy(own, kubeconfig)
     return kubectl
 
 

@@ -81,6 +81,8 @@ LABEL org.opencontainers.image.title="vtap-operator" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY LICENSE /usr/share/doc/vtap/LICENSE
 COPY --from=operator-build /opt/vtap /opt/vtap
+# Whatever user id it runs under, libraries find a name for it.
+ENV USER=vtap
 USER 65532:65532
 ENTRYPOINT ["/opt/vtap/bin/vtap-operator"]
 

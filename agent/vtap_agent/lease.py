@@ -60,3 +60,5 @@ class Lease(threading.Thread):
                 self._renew(LEASE)
         except (VtapError, OSError) as error:
             log.warning("the lease could not be renewed, it is tried again: %s", error)
+        except Exception:
+            log.exception("renewing the lease failed unexpectedly, it is tried again")

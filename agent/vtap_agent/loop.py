@@ -254,9 +254,10 @@ class Loop:
         inventory = self._last_seen = self._steadied(inventory)
         plan = self._plan(desired, inventory)
         self._begin(plan)
-        changed = self._apply(plan.dataplane)
+        wanted, portless = self._with_tap_ports(plan.dataplane)
+        changed = self._apply(wanted)
         parts.accounts.unfed()
-        self._unverified = self._verify(plan.dataplane, changed=changed)
+        self._unverified = (*portless, *self._verify(wanted, changed=changed))
 
     def _converge_without_switch(self, desired: Desired, inventory: Inventory) -> NoReturn:
         """Copies of taps that are gone end at once all the same, and edits reach the copies that there are. Raises Wait."""
@@ -331,14 +332,26 @@ class Loop:
             selection, accounts.slots, self._first_key, accounts.confirmed, inventory, refused_mirrors, refused_programs
         )
 
+    def _with_tap_ports(self, wanted: DataPlane) -> tuple[DataPlane, tuple[Shortfall, ...]]:
+        """(what of it can be had, why the rest cannot): a tap port that cannot be made is no other bridge's trouble."""
+        portless: dict[MirrorKey, Shortfall] = {}
+        for key in wanted.mirrors:
+            try:
+                self._parts.pipeline.ensure_tap_port(key)
+            except (VtapError, OSError) as error:
+                sentence = f"the tap port for {key.direction} of bridge {key.bridge} cannot be made ({error}); it is tried again"
+                portless[key] = Shortfall(sentence, frozenset({key}))
+                log.warning("%s", sentence)
+        if not portless:
+            return wanted, ()
+        return _limited_to(wanted, frozenset(wanted.mirrors.keys() - portless.keys())), tuple(portless.values())
+
     def _apply(self, wanted: DataPlane) -> bool:
         """Every step in the order of its phase; those of the mirrors together, in one transaction, at their place in it.
 
         False where there was none to do.
         """
         parts = self._parts
-        for key in wanted.mirrors:
-            parts.pipeline.ensure_tap_port(key)
         steps = [*self._pipeline_steps(wanted), *parts.mirrors.plan(wanted)]
         self._apply_steps(steps)
         for key in parts.pipeline.tap_ports() - wanted.mirrors.keys():

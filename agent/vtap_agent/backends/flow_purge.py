@@ -75,6 +75,9 @@ class FlowPurger:
         except VtapError as error:
             self.failures += 1
             log.warning("running flows could not be purged: %s", error)
+        except Exception:
+            self.failures += 1
+            log.exception("purging running flows failed unexpectedly")
         else:
             self.purges += 1
             log.info("purged running flows: %s", reason)

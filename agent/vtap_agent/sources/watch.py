@@ -114,9 +114,15 @@ class Watch:
             ready = {descriptor for descriptor, _ in poller.poll(None if self._recheck is None else self._recheck * 1000)}
             if self._wake in ready:
                 return
-            matters = self._drain()
-            if (matters or self._mounts in ready or not ready) and self._settle():
-                self._changed()
+            try:
+                matters = self._drain()
+                if (matters or self._mounts in ready or not ready) and self._settle():
+                    self._changed()
+            except Exception:
+                log.exception(
+                    "looking at %s failed unexpectedly; what was read before holds, and it is tried again", self._thread.name
+                )
+                self._recheck = _UNWATCHED_RECHECK
 
     def _drain(self) -> bool:
         """Take all events; True where one matters."""

@@ -50,6 +50,7 @@ class MemoryPipeline:
         self.trouble: Callable[[], None] = lambda: None
         self.points: dict[int, PointCounters] = {}
         self.leases = 0
+        self.unmakeable: Mapping[MirrorKey, Exception] = {}
         self.unwritable: Mapping[str, str] = {}
 
     def plan(self, wanted: DataPlane, _tap_ports: Mapping[MirrorKey, object]) -> list[Become]:
@@ -73,6 +74,8 @@ class MemoryPipeline:
         return key
 
     def ensure_tap_port(self, key: MirrorKey) -> None:
+        if key in self.unmakeable:
+            raise self.unmakeable[key]
         self.devices.add(key)
 
     def remove_tap_port(self, key: MirrorKey) -> None:

@@ -52,8 +52,10 @@ def test_a_failure_is_tried_again() -> None:
             raise Retry("the map is busy")
         if len(tries) == 2:
             raise OSError(12, "no memory")
+        if len(tries) == 3:
+            raise KeyError("nobody foresaw it")
 
     lease = Lease(renew)
     lease.start()
-    eventually(lambda: len(tries) > 3)
+    eventually(lambda: len(tries) > 4)
     lease.end()

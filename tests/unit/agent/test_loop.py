@@ -140,7 +140,7 @@ def test_a_pod_that_cannot_be_looked_into_for_a_moment_stays_tapped(node: Node, 
     assert node.copied() > BOTH_PODS
     monkeypatch.setattr(module, "BLINK", 0.0)
     eventually(lambda: ("web", "web-1") not in node.copied())
-    assert "has no network interface yet" in node.condition("web", "Programmed")[2]
+    eventually(lambda: "has no network interface yet" in node.condition("web", "Programmed")[2])
     node.world.inventory = there
     node.mailbox.changed()
     eventually(lambda: programmed(node))
@@ -225,3 +225,13 @@ def test_a_tap_that_the_preprocessor_cannot_hold_is_said_and_the_others_go_on(no
     node.want(tap("odd"), tap("web"))
     eventually(lambda: programmed(node) and node.condition("odd", "Programmed")[1] == "Unwritable")
     assert node.copied() == BOTH_PODS
+
+
+@pytest.mark.parametrize("trouble", [Retry("the kernel answers: no memory"), OSError(12, "no memory")])
+def test_a_tap_port_that_cannot_be_made_is_said_and_other_taps_go_on(node: Node, trouble: Exception) -> None:
+    node.pipeline.unmakeable = {MirrorKey("br0", Direction.INGRESS): trouble}
+    node.want(tap("in", direction="Ingress"), tap("out", direction="Egress"))
+    eventually(lambda: programmed(node, "out") and "no memory" in node.condition("in", "Programmed")[2])
+    assert {name for name, _ in node.copied()} == {"out"}
+    node.pipeline.unmakeable = {}
+    eventually(lambda: programmed(node, "in"))

@@ -242,3 +242,20 @@ def test_nothing_is_left_open(taps: Path) -> None:
         follower.becomes({"one": f"app-{_}"})
         follower.source.stop()
     assert (descriptors(), threading.active_count()) == (before, threads)
+
+
+def test_a_look_that_fails_in_a_way_nobody_foresaw_does_not_end_the_following(taps: Path, followed: Followed) -> None:
+    (taps / "a.yaml").write_text(tap())
+    followed.becomes({"one": "web"})
+    real, failures = followed.source._load, []
+
+    def load(text: str, name: str):
+        if not failures:
+            failures.append(name)
+            raise RecursionError("surprise")
+        return real(text, name)
+
+    followed.source._load = load
+    (taps / "b.yaml").write_text(tap("two"))
+    followed.becomes({"one": "web", "two": "web"})
+    assert failures

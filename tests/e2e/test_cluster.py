@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.e2e.cluster.commands import ClusterError
 from tests.e2e.cluster.exchange import Exchanged, start_exchange
 from tests.e2e.cluster.handle import Cluster, differences
 from tests.e2e.cluster.networks import BRIDGE
@@ -143,6 +144,58 @@ def test_a_killed_sandbox_gets_a_new_port_under_the_same_uid(cluster: Cluster, n
     pod.node.run("sh", "-c", script)
     wait_for(lambda: ports_of(pod.node, pod.uid).keys() - {before}, 60, "a new port", every=0.3)
     wait_for(lambda: before not in ports_of(pod.node, pod.uid), 60, "the old port's end", every=0.3)
+
+
+def call_plugin(pod: RunningPod, command: str, container: str, netns: str) -> None:
+    """As the container runtime would; ClusterError with what the plugin says when it fails."""
+    conflist = json.loads(pod.node.run("cat", "/etc/cni/net.d/10-pods.conflist"))
+    before = {"cniVersion": "0.4.0", "interfaces": [], "ips": [{"version": "4", "address": f"{pod.addresses['eth0']}/32"}]}
+    own = {**conflist["plugins"][-1], "cniVersion": conflist["cniVersion"], "name": conflist["name"], "prevResult": before}
+    told = {
+        "CNI_COMMAND": command,
+        "CNI_CONTAINERID": container,
+        "CNI_NETNS": netns,
+        "CNI_IFNAME": "eth0",
+        "CNI_PATH": "/opt/cni/bin",
+        "CNI_ARGS": f"IgnoreUnknown=1;K8S_POD_NAMESPACE={pod.namespace};K8S_POD_NAME={pod.name}",
+    }
+    environment = [f"{key}={value}" for key, value in told.items()]
+    pod.node.run("env", *environment, "/opt/cni/bin/vtap-second-networks", stdin=json.dumps(own))
+
+
+def test_the_plugin_may_be_called_again_and_again(cluster: Cluster, namespace: str) -> None:
+    pod = cluster.start_pod(PodSpec("again", namespace, cluster.workers[1].name))
+    [(first, ids)] = ports_of(pod.node, pod.uid).items()
+    states = pod.node.run("grep", "-l", first, "-r", "/var/lib/cni/vtap-second-networks").split()
+    [container] = [state.rpartition("/")[2].removesuffix("-net1.json") for state in states]
+
+    def call(command: str) -> None:
+        call_plugin(pod, command, container, ids["contNetns"])
+
+    call("CHECK")
+    pod.node.run("ovs-vsctl", "del-port", first)
+    with pytest.raises(ClusterError, match=f"port {first} of net1 is gone"):
+        call("CHECK")
+    call("ADD")
+    [second] = ports_of(pod.node, pod.uid)
+    assert second != first
+    call("CHECK")
+    call("DEL")
+    call("DEL")
+    assert ports_of(pod.node, pod.uid) == {}
+    assert second not in pod.node.run("ip", "-o", "link", "show")
+
+
+def test_a_killed_switch_comes_back_and_traffic_with_it(cluster: Cluster, trio: list[RunningPod]) -> None:
+    source, _, destination = trio
+    running = start_exchange(cluster.kubectl, source, destination, count=0, rate=200)
+    node = destination.node
+    [before] = node.run("pidof", "ovs-vswitchd").split()
+    node.run("kill", "-9", before)
+    at_least = running.received_so_far()
+    wait_for(lambda: running.received_so_far() > at_least + 500, 60, "datagrams arrive again", every=0.3)
+    assert node.run("pidof", "ovs-vswitchd").split() != [before]
+    assert len(running.stop().received) > 500
 
 
 def test_deleted_pods_leave_the_nodes_as_they_were(cluster: Cluster) -> None:

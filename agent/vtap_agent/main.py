@@ -10,10 +10,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from vtap_agent.drivers.capabilities import STATUS, effective, missing
 from vtap_agent.errors import VtapError
 from vtap_agent.plan.dataplane import MAX_SLOTS
 
 log = logging.getLogger("vtap_agent")
+
+NEEDED = ("BPF", "NET_ADMIN", "NET_BROADCAST", "PERFMON")
+"""NET_BROADCAST is what hearing of changes in pods' network namespaces takes."""
+NEEDED_IN_CLUSTER = (*NEEDED, "SYS_PTRACE")
+"""SYS_PTRACE is what looking at the namespaces of pods' processes takes."""
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -73,14 +79,24 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+def _missing(options: argparse.Namespace) -> str:
+    """What the process may not do and has to; empty where it may. Root on a machine may do all of it."""
+    lacking = missing(NEEDED_IN_CLUSTER if options.kubernetes else NEEDED, effective(STATUS.read_text(encoding="ascii")))
+    if not lacking:
+        return ""
+    named = ", ".join(f"CAP_{name}" for name in lacking)
+    cure = "add them to securityContext.capabilities" if options.kubernetes else "run it as root, with sudo"
+    return f"lacks {named}, to load eBPF programs and configure interfaces; {cure}"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run until SIGTERM or SIGINT. Returns the exit status: 0, or 1 with one sentence on standard error."""
     options = _arguments(argv)
     # Libraries tell every message of theirs at lower levels, which is too much to find ours among.
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname).1s %(name)s: %(message)s")
     log.setLevel(options.log_level.upper())
-    if os.geteuid() != 0:
-        sys.stderr.write("vtap-agent: must run as root, to load eBPF programs and configure interfaces; use sudo\n")
+    if lacks := _missing(options):
+        sys.stderr.write(f"vtap-agent: {lacks}\n")
         return 1
     # Imported here so that --help needs neither libbpf nor Open vSwitch's libraries.
     from vtap_agent.agent import Agent, Settings

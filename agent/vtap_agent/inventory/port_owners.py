@@ -5,7 +5,7 @@ of an SR-IOV function, an internal port, vhost-user). Pure.
 |---|---|---|
 | OVS-CNI | Port | contPodUid, contIface, contNetns, owner=ovs-cni.network.kubevirt.io |
 | Antrea | Port | pod-name, pod-namespace, container-id, attached-mac, ip-address; antrea-type=container |
-| OVN-Kubernetes | Interface | iface-id=NAMESPACE_POD, iface-id-ver=UID, sandbox, attached_mac; k8s.ovn.org/network: a second one |
+| OVN-Kubernetes | Interface | iface-id=NAMESPACE_POD, iface-id-ver=UID, sandbox, attached_mac; k8s.ovn.org/network of others |
 | Kube-OVN | Interface | iface-id=POD.NAMESPACE, pod_name, pod_namespace, pod_netns, vendor=kube-ovn |
 """
 

@@ -147,10 +147,12 @@ def _selected(item: Object, selector: str) -> bool:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    server: _Http
 
-    def log_message(self, *_: object) -> None:
-        return
+    @property
+    def api(self) -> ApiServer:
+        return self.server.api  # pyright: ignore[reportAttributeAccessIssue]
+
+    def log_message(self, format: str, *args: object) -> None: ...
 
     def _place(self) -> tuple[str, str, str, str]:
         """(resource, namespace, name, subresource) of the path."""
@@ -163,7 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
         return parts[0], namespace, parts[1], parts[2]
 
     def _refused(self, verb: str, resource: str) -> bool:
-        api = self.server.api
+        api = self.api
         with api.changed:
             api.asked.append((verb, resource))
             refuse = api.refuse if api.refuse_resource in ("", resource.split("/")[0]) else None
@@ -187,7 +189,7 @@ class _Handler(BaseHTTPRequestHandler):
         resource, namespace, _, _ = self._place()
         query = {key: values[0] for key, values in parse_qs(urlsplit(self.path).query).items()}
         verb = "watch" if query.get("watch") else "list"
-        self.server.api.queries.append((resource, query))
+        self.api.queries.append((resource, query))
         if self._refused(verb, resource):
             return
         if verb == "watch":
@@ -200,7 +202,7 @@ class _Handler(BaseHTTPRequestHandler):
         patch = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self._refused("patch", f"{resource}/{subresource}".rstrip("/")):
             return
-        done = self.server.api.patch_status(resource, name, namespace, patch)
+        done = self.api.patch_status(resource, name, namespace, patch)
         self._json(done) if done is not None else self._fail(404, f'{resource} "{name}" not found')
 
     def _shown(self, item: Object) -> Object:
@@ -209,7 +211,7 @@ class _Handler(BaseHTTPRequestHandler):
         return item
 
     def _list(self, resource: str, namespace: str, query: Mapping[str, str]) -> None:
-        api = self.server.api
+        api = self.api
         with api.changed:
             version, start = api.version, 0
             if token := query.get("continue"):
@@ -228,7 +230,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._json({"kind": "List", "metadata": metadata, "items": [self._shown(item) for item in page]})
 
     def _watch(self, resource: str, namespace: str, query: Mapping[str, str]) -> None:
-        api = self.server.api
+        api = self.api
         seen, selector = int(query["resourceVersion"]), query.get("fieldSelector", "")
         self.send_response(200)
         self.send_header("Transfer-Encoding", "chunked")

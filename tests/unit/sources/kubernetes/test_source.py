@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -245,10 +246,8 @@ def test_pods_that_are_over_or_elsewhere_are_none(server: ApiServer, agent: Agen
 
 
 def test_a_ttl_ends_by_itself(server: ApiServer, agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vtap_agent.sources.kubernetes import source as module
-
     now = [1769860800.0]
-    monkeypatch.setattr(module.time, "time", lambda: now[0])
+    monkeypatch.setattr(time, "time", lambda: now[0])
     server.put("virtualtaps", tap(ttl="30s"))
     eventually(lambda: agent.taps != [])
     assert not agent.cluster.expired

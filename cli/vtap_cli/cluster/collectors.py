@@ -44,10 +44,6 @@ class Collector(Daemon):
                 f"{self.name} does not know who asks ({sentence}); log in to the cluster again, or name with "
                 "--service-account NAMESPACE/NAME a ServiceAccount that may read packets"
             )
-        if status == HTTPStatus.FORBIDDEN:
-            return CliError(
-                f"{self.name} refuses: {sentence}; ask an admin for the ClusterRole vtap-packets in the tap's namespace"
-            )
         if status == HTTPStatus.NOT_FOUND:
             return NotFound(f"{self.name} refuses: {sentence}")
         return CliError(f"{self.name} refuses: {sentence}")
@@ -62,6 +58,11 @@ class Collector(Daemon):
         if status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.BAD_GATEWAY, HTTPStatus.GATEWAY_TIMEOUT):
             return CliError(
                 f"{self.name} does not answer ({message}); see `kubectl -n {namespace} get pods -l vtap.dev/component=collector`"
+            )
+        if status == HTTPStatus.FORBIDDEN:
+            return CliError(
+                f"not allowed: {message}; the chart opens this way to collectors (packets.viaAPIServer), or an admin allows you "
+                f"`get` on services/proxy in namespace {namespace}"
             )
         return refusal(status, reason, message)
 

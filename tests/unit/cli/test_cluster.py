@@ -350,7 +350,9 @@ def test_who_is_not_known_or_may_not_read_is_told_what_to_do(kubectl):
     kubectl.collector.tokens = frozenset({"user-token"})
     kubectl.collector.may_read = frozenset()
     said = kubectl.refused("packets", "web", "-w", "-")
-    assert "cannot get virtualtaps/packets" in said and said.endswith("ClusterRole vtap-packets in the tap's namespace")
+    assert said.endswith("refuses: user alice cannot get virtualtaps/packets in namespace shop")
+    kubectl.cluster.forbidden.add(("get", "services"))
+    assert kubectl.refused("packets", "web", "-w", "-").endswith("`get` on services/proxy in namespace vtap-system")
 
 
 def test_collector_that_is_not_there_or_not_ready(kubectl):

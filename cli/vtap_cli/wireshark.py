@@ -23,6 +23,10 @@ def program() -> str:
 
 def run(request: Request, source: Daemon, wireshark: str) -> int:
     """Until the window is closed, the collector has no more, or the user interrupts. Returns the exit status; raises CliError."""
+    if request.selects_after_filter:
+        raise CliError(
+            "--count counts what --filter lets pass, which only Wireshark knows here; use --capture-filter, or -w FILE"
+        )
     chunks = get_chunks(source, "/v1/live" if request.live else "/v1/stored", request.query())
     first = next(chunks, b"")
     command = [wireshark, "-k", "-i", "-"]

@@ -17,7 +17,7 @@ from vtap_api.values import Duration
 from vtap_cli.cluster.api import Forbidden, NotFound, of_core, of_group
 from vtap_cli.cluster.objects import Object, destination_of, identity, labels_of, name_of, target_of
 from vtap_cli.cluster.session import Session
-from vtap_cli.cluster.status import Tree
+from vtap_cli.cluster.status import Tree, told
 from vtap_cli.errors import CliError
 from vtap_cli.tables import table
 
@@ -270,7 +270,7 @@ def _tap_trees(taps: Iterable[TapAnswer], said: str) -> Iterator[Tree]:
             yield Tree(f"VirtualTap {tap.name} {tap.reason}")
             continue
         reasons = [Tree(tap.reason)] if tap.reason and tap.reason != said else []
-        points = [Tree(line) for line in table(("",) * 6, map(_row, tap.points)).split("\n")[1:]]
+        points = [Tree(line) for line in table(("",) * 6, map(_row, told(tap.points))).split("\n")[1:]]
         yield Tree(f"VirtualTap {tap.name} → {tap.destination}: {'tapped' if tap.tapped else 'not tapped'}", [*reasons, *points])
 
 

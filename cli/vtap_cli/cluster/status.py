@@ -181,11 +181,21 @@ def _pods(counts: Mapping[str, Any]) -> str:
 
 def _node_trees(nodes: Iterable[Mapping[str, Any]]) -> Iterator[Tree]:
     nodes = list(nodes)
-    rows = iter(_aligned([_row(point) for node in nodes for pod in node["pods"] for point in pod["points"]]))
+    rows = iter(_aligned([_row(point) for node in nodes for pod in node["pods"] for point in told(pod["points"])]))
     for node in nodes:
         troubles = [Tree(_trouble(item)) for item in node["conditions"] if item.get("status") != "True"]
-        pods = [Tree(f"pod {pod['name']}", [Tree(next(rows)) for _ in pod["points"]]) for pod in node["pods"]]
+        pods = [Tree(f"pod {pod['name']}", [Tree(next(rows)) for _ in told(pod["points"])]) for pod in node["pods"]]
         yield Tree(f"node {node['name']}{_pods(node)}", [*troubles, *pods])
+
+
+def told(points: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """For people: what is said of a pod as a whole, and therefore of both directions, is said once."""
+    return list({_saying(point): point if point.get("interface") else {**point, "direction": ""} for point in points}.values())
+
+
+def _saying(point: Mapping[str, Any]) -> tuple[Any, ...]:
+    where = (point.get("interface"), point.get("direction")) if point.get("interface") else ()
+    return (*where, point.get("state"), point.get("message"))
 
 
 def _trouble(condition: Mapping[str, Any]) -> str:

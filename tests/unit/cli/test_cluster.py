@@ -121,6 +121,18 @@ def test_status_is_a_tree_down_to_interfaces(kubectl):
     assert lines[10].split()[:6] == ["└─", "eth0", "Ingress", "OVSMirror", "Refused", "-"]
 
 
+def test_status_says_once_what_holds_for_a_pod_as_a_whole(kubectl):
+    sentence = "pod shop/web-1 uses the node's network"
+    refusals = [
+        point("web-1", direction, key=0, interface="", state="Refused", reason="HostNetwork", message=sentence)
+        for direction in ("Ingress", "Egress")
+    ]
+    kubectl.cluster.kind("TapNode")["", "node-b"]["status"] = {"points": refusals}
+    for command in (("status",), ("explain", "web-1")):
+        assert kubectl.vtap(*command).stdout.count(sentence) == 1
+    assert len(json.loads(kubectl.vtap("explain", "web-1", "-o", "json").stdout)["taps"][0]["points"]) == 2
+
+
 def test_status_for_programs(kubectl):
     (tap,) = json.loads(kubectl.vtap("status", "web", "-o", "json").stdout)["taps"]
     assert tap["destination"] == {"name": "default", "target": "collector vtap-system/vtap-collector-default"}
@@ -689,6 +701,7 @@ def test_wireshark_is_fed_as_packets_arrive(kubectl, tmp_path, monkeypatch):
     assert kubectl.vtap("wireshark", "web", "--filter", "dns").returncode == 0
     assert (tmp_path / "fed").read_bytes() == STORED
     assert (tmp_path / "arguments").read_text().split() == ["-k", "-i", "-", "-Y", "dns"]
+    assert "use --capture-filter" in kubectl.refused("wireshark", "web", "--filter", "dns", "--count", "3")
 
 
 @needs_tshark

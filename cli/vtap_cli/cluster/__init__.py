@@ -1,1 +1,1 @@
-"""The same commands, for a cluster: through the API server, with whatever `kubectl` knows of the way there (decision 0090)."""
+"""The same commands, for a cluster: through the API server, with whatever `kubectl` knows of the way there (decision 0091)."""

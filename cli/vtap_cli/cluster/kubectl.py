@@ -1,6 +1,6 @@
 """kubectl as our way to the API server: it reads the kubeconfig, authenticates and speaks TLS; we speak HTTP to its proxy.
 
-`kubectl proxy` serves a Unix socket in a directory that only this user can enter, and ends with us (decision 0090).
+`kubectl proxy` serves a Unix socket in a directory that only this user can enter, and ends with us (decision 0091).
 """
 
 from __future__ import annotations

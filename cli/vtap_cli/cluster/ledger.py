@@ -1,6 +1,6 @@
 """`kubectl vtap ledger`: the agents' counts from their metrics, the collectors' from their ledgers, joined by tap point.
 
-Metrics name a tap point and not a stream, so that here a row is a tap point of a node with all its streams (decision 0092).
+Metrics name a tap point and not a stream, so that here a row is a tap point of a node with all its streams (decision 0093).
 """
 
 from __future__ import annotations

@@ -28,8 +28,9 @@ static __always_inline int rule_matches(const struct rule *rule, const struct pa
 	return !rule->uses_peer_set || in_peer_set(rule, p);
 }
 
-/* The first rule that matches decides. */
-static __always_inline int decide(const struct program *program, const struct packet *p)
+/* Rules from the second on. Not static: the verifier then looks at it once, and not for all that a packet may be; and inlined its loop
+ * may come out in an order that Linux 6.1 takes for a jump back. */
+__noinline int decide_by_others(const struct program *program, const struct packet *p)
 {
 	__u32 i, count;
 
@@ -37,13 +38,21 @@ static __always_inline int decide(const struct program *program, const struct pa
 		return 0;
 	count = program->rule_count;
 #pragma clang loop unroll(disable)
-	for (i = 0; i < MAX_MATCHES; i++) {
+	for (i = 1; i < MAX_MATCHES; i++) {
 		if (i >= count)
 			break;
 		if (rule_matches(&program->rules[i], p))
 			return program->rules[i].include;
 	}
 	return program->flags & PROGRAM_INCLUDE;
+}
+
+/* The first rule that matches decides. There is one at least; where there are no others no call is needed. */
+static __always_inline int decide(const struct program *program, const struct packet *p)
+{
+	if (rule_matches(&program->rules[0], p))
+		return program->rules[0].include;
+	return program->rule_count == 1 ? program->flags & PROGRAM_INCLUDE : decide_by_others(program, p);
 }
 
 #endif

@@ -35,6 +35,9 @@ ADDRESSES = Gauge(
     "vtap_operator_peer_addresses", "Addresses of pods and Services that peer selectors choose from.", registry=REGISTRY
 )
 PODS = Gauge("vtap_operator_pods", "Pods held to resolve peer selectors; 0 while no tap has one.", registry=REGISTRY)
+FULL_RESOLVE = Gauge(
+    "vtap_operator_full_resolve_seconds", "Time that resolving all peer selectors took when it was last done.", registry=REGISTRY
+)
 CERTIFICATE_EXPIRY = Gauge(
     "vtap_operator_certificate_expiry_timestamp_seconds", "When a certificate expires.", ["secret"], registry=REGISTRY
 )

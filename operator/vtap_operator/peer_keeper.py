@@ -54,8 +54,6 @@ class PeerKeeper:
         self.reflectors: tuple[Reflector[Pod] | Reflector[Service], ...] = ()
         self.queue = Queue[str]("slices", self._write, WRITERS)
         self.slices = Reflector(client, TAP_PEER_SLICES, PeerSlice, _SliceSink(self), namespace=namespace)
-        self.resolve_seconds = 0.0
-        """How long the last full resolve took."""
 
     @property
     def counts_pods(self) -> bool:
@@ -249,10 +247,9 @@ class PeerKeeper:
         self._held = None
         started = time.perf_counter()
         self.index.start(held)
-        self.resolve_seconds = time.perf_counter() - started
-        log.info(
-            "%d peer selectors resolved over %d pods in %.2f s", len(self._by_hash), self.index.pod_count, self.resolve_seconds
-        )
+        took = time.perf_counter() - started
+        metrics.FULL_RESOLVE.set(took)
+        log.info("%d peer selectors resolved over %d pods in %.2f s", len(self._by_hash), self.index.pod_count, took)
         self.queue.mark_all(name for name in self._published)
         self.flush_soon()
         self.on_start()

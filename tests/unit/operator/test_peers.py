@@ -72,7 +72,8 @@ def happen(event: tuple, world: World, index: PeerIndex) -> None:
     name, *rest = event
     {
         "pod": _pod, "no pod": _no_pod, "service": _service, "no service": _no_service, "namespace": _namespace,
-        "no namespace": _no_namespace, "selectors": _selectors, "no selectors": _no_selectors, "listing": _listing, "start": _start,
+        "no namespace": _no_namespace, "selectors": _selectors, "no selectors": _no_selectors, "listing": _listing,
+        "start": _start,
     }[name](world, index, *rest)  # fmt: skip
 
 
@@ -172,6 +173,7 @@ def test_slices_that_are_not_named_as_changed_are_as_they_were(events: list[tupl
         )
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 60), max_size=6), max_size=6), st.sets(st.integers(0, 60)))
 def test_packing_holds_what_is_wanted_and_moves_nothing_without_need(held: list[list[int]], wanted: set[int]) -> None:
     packed = pack(held, wanted, limit=5)
@@ -184,6 +186,7 @@ def test_packing_holds_what_is_wanted_and_moves_nothing_without_need(held: list[
         assert set(held[index][:5]) & wanted - elsewhere <= set(one)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 30)))
 def test_a_layout_changes_one_slice_for_one_address_unless_the_count_changes(toggles: list[int]) -> None:
     layout, held = Layout(limit=4), set[int]()

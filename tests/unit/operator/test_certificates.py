@@ -1,0 +1,119 @@
+"""Certificates are good, renewed in time, and a new authority is known before it is used."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+from vtap_operator.certificates import AUTHORITY_LIFE, LEAF_LIFE, OVERLAP, agent_leaf, authority, collector_leaf, issued
+
+NOW = datetime.now(UTC).replace(microsecond=0)
+AGENT = agent_leaf()
+COLLECTOR = collector_leaf("vtap-collector-default", "vtap-system")
+
+
+def trusted(data: dict[str, bytes]) -> list[x509.Certificate]:
+    return x509.load_pem_x509_certificates(data["ca.crt"])
+
+
+def test_nothing_changes_while_nothing_is_due() -> None:
+    ca = authority(None, NOW)
+    leaf = issued(AGENT, None, ca, NOW)
+    later = NOW + timedelta(days=50)
+    assert authority(ca, later) == ca and issued(AGENT, leaf, ca, later) == leaf
+
+
+def test_a_certificate_is_renewed_at_two_thirds_of_its_life() -> None:
+    ca = authority(None, NOW)
+    leaf = issued(AGENT, None, ca, NOW)
+    assert issued(AGENT, leaf, ca, NOW + LEAF_LIFE * 0.66) == leaf
+    assert issued(AGENT, leaf, ca, NOW + LEAF_LIFE * 0.67)["tls.crt"] != leaf["tls.crt"]
+
+
+def test_a_new_authority_is_known_a_day_before_it_issues_and_the_old_one_until_it_expires() -> None:
+    first = authority(None, NOW)
+    due = NOW + AUTHORITY_LIFE * 0.67
+    announced = authority(first, due)
+    assert announced["tls.crt"] == first["tls.crt"] and len(trusted(dict(announced))) == 2
+    assert authority(announced, due + OVERLAP * 0.9) == announced
+    promoted = authority(announced, due + OVERLAP * 1.1)
+    assert promoted["tls.crt"] == announced["next.crt"] and "next.crt" not in promoted
+    assert trusted(dict(promoted)) == [*reversed(trusted(dict(announced)))]
+    assert len(trusted(dict(authority(promoted, NOW + AUTHORITY_LIFE)))) == 1
+
+
+def test_an_old_leaf_is_reissued_by_a_promoted_authority() -> None:
+    first = authority(None, NOW)
+    due = NOW + AUTHORITY_LIFE * 0.67
+    leaf = issued(AGENT, None, first, due)
+    promoted = authority(authority(first, due), due + OVERLAP * 1.1)
+    again = issued(AGENT, leaf, promoted, due + OVERLAP * 1.1)
+    assert again["tls.crt"] != leaf["tls.crt"] and again["ca.crt"] == promoted["ca.crt"]
+
+
+@pytest.mark.parametrize("broken", ["tls.crt", "tls.key"])
+def test_what_cannot_be_read_is_made_anew(broken: str) -> None:
+    ca = authority(None, NOW)
+    assert authority({**ca, broken: b"nonsense"}, NOW)["tls.crt"] != ca["tls.crt"]
+    leaf = issued(AGENT, None, ca, NOW)
+    assert issued(AGENT, {**leaf, broken: b""}, ca, NOW)["tls.crt"] != leaf["tls.crt"]
+    other = authority(None, NOW)
+    assert issued(AGENT, {**leaf, "tls.key": issued(AGENT, None, other, NOW)["tls.key"]}, ca, NOW)["tls.crt"] != leaf["tls.crt"]
+
+
+def test_agent_and_collector_shake_hands_and_a_stranger_does_not(tmp_path: Path) -> None:
+    ca = authority(None, NOW)
+    server, client = issued(COLLECTOR, None, ca, NOW), issued(AGENT, None, ca, NOW)
+    stranger = issued(AGENT, None, authority(None, NOW), NOW)
+    name = "vtap-collector-default.vtap-system.svc"
+    assert _handshake(tmp_path / "good", server, client, name) == "vtap-agent"
+    assert "certificate" in _handshake(tmp_path / "name", server, client, "other.vtap-system.svc")
+    assert "certificate" in _handshake(tmp_path / "stranger", server, {**stranger, "ca.crt": ca["ca.crt"]}, name)
+    assert "certificate" in _handshake(tmp_path / "reversed", client, server, name)
+
+
+def _context(folder: Path, who: str, data: dict[str, bytes], purpose: ssl.Purpose) -> ssl.SSLContext:
+    folder.mkdir(exist_ok=True)
+    for key, value in data.items():
+        (folder / f"{who}.{key}").write_bytes(value)
+    context = ssl.create_default_context(purpose, cafile=str(folder / f"{who}.ca.crt"))
+    context.load_cert_chain(folder / f"{who}.tls.crt", folder / f"{who}.tls.key")
+    return context
+
+
+def _handshake(folder: Path, server: object, client: object, name: str) -> str:
+    """The client's common name, or what is wrong."""
+    serving = _context(folder, "server", dict(server), ssl.Purpose.CLIENT_AUTH)  # type: ignore[call-overload]
+    serving.verify_mode = ssl.CERT_REQUIRED
+    asking = _context(folder, "client", dict(client), ssl.Purpose.SERVER_AUTH)  # type: ignore[call-overload]
+    left, right = socket.socketpair()
+    heard: list[str] = []
+
+    def accept() -> None:
+        try:
+            with serving.wrap_socket(left, server_side=True) as tls:
+                subject = dict(pair for part in tls.getpeercert()["subject"] for pair in part)  # type: ignore[index]
+                heard.append(subject["commonName"])
+                tls.sendall(b"x")
+        except OSError as error:
+            heard.append(str(error).lower())
+        finally:
+            left.close()
+
+    thread = threading.Thread(target=accept)
+    thread.start()
+    try:
+        with asking.wrap_socket(right, server_hostname=name) as tls:
+            tls.recv(1)
+    except OSError as error:
+        heard.insert(0, str(error).lower())
+    finally:
+        right.close()
+        thread.join(10)
+    return next((one for one in heard if "certificate" in one), heard[0])

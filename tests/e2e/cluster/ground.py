@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests.e2e.cluster.cache import CHECKOUT, Cache
 from tests.e2e.cluster.commands import ClusterError, run, succeeds
-from tests.e2e.cluster.machine import containers_conf
+from tests.e2e.cluster.machine import containers_conf, raise_watch_limit, restore_watch_limit
 from vtap_lab.errors import comes_true, wait_for
 
 NAMESPACE = "vtap-e2e"
@@ -31,6 +31,7 @@ def prepare(cache: Cache) -> dict[str, str]:
     if not PATH.exists():
         run(["ip", "netns", "add", NAMESPACE])
     run(["ip", "-n", NAMESPACE, "link", "set", "lo", "up"])
+    raise_watch_limit(_watch_limit(cache))
     wrapped = cache.folder("wrapped") / "podman"
     settings = wrapped.with_name("containers.conf")
     settings.write_text(containers_conf())
@@ -42,14 +43,19 @@ def prepare(cache: Cache) -> dict[str, str]:
     return {"PATH": path, "KIND_EXPERIMENTAL_PROVIDER": "podman", "KIND_EXPERIMENTAL_PODMAN_NETWORK": NETWORK}
 
 
-def clear() -> None:
-    """Remove network and namespace once no node is left in them."""
+def clear(cache: Cache) -> None:
+    """Remove network and namespace once no node is left in them, and take back what was changed for nodes."""
     if run(["podman", "ps", "--all", "--quiet", "--filter", f"network={NETWORK}"]).strip():
         return
     if succeeds(["podman", "network", "exists", NETWORK]):
         run([*ENTER, "podman", "network", "rm", NETWORK])
     if PATH.exists():
         run(["ip", "netns", "delete", NAMESPACE])
+    restore_watch_limit(_watch_limit(cache))
+
+
+def _watch_limit(cache: Cache) -> Path:
+    return cache.root / "watch-limit-before"
 
 
 # --- the way to the API server

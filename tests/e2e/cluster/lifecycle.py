@@ -21,6 +21,7 @@ from tests.e2e.cluster.machine import provide_podman
 from tests.e2e.cluster.networks import Flavour, NodePlace, join_script, pod_conflist
 from tests.e2e.cluster.progress import say, step
 from tests.e2e.cluster.way import Way, choose_way
+from vtap_lab.errors import comes_true
 
 _CREATE_TIMEOUT = 600.0
 _READY_TIMEOUT = 240.0
@@ -79,6 +80,7 @@ def up(built: Built, name: str, flavour: Flavour = "local", kubeconfig: Path | N
         ground.start_forwarding(built.cache, name, _api_port(own))
     kubectl = Kubectl(built.program("kubectl"), own)
     with step("joining its networks"):
+        _wait_until_registered(kubectl, len(cluster_configuration(built.way)["nodes"]))
         join_networks(built.way, kubectl, flavour)
         kubectl.wait("condition=Ready", "nodes", "--all", timeout=_READY_TIMEOUT)
     with step("waiting for its name server"):
@@ -91,6 +93,13 @@ def up(built: Built, name: str, flavour: Flavour = "local", kubeconfig: Path | N
     return kubectl
 
 
+def _wait_until_registered(kubectl: Kubectl, count: int) -> None:
+    """A node that is not there is none that could be waited for to be Ready; kind does not look."""
+    if not comes_true(lambda: len(kubectl.list("nodes")) == count, _READY_TIMEOUT, every=1):
+        names = ", ".join(node["metadata"]["name"] for node in kubectl.list("nodes"))
+        raise ClusterError(f"of {count} nodes only {names} came; the others' `journalctl -u kubelet` says why")
+
+
 def down(cache: Cache, name: str) -> None:
     """Delete a cluster, or what is left of one. No error when there is none."""
     way = _way_of_present(cache)
@@ -99,7 +108,7 @@ def down(cache: Cache, name: str) -> None:
         run([_program(cache, way, "kind"), *delete], timeout=300, env=_environment(cache, way))
         if not way.is_public:
             ground.stop_forwarding(cache, name)
-            ground.clear()
+            ground.clear(cache)
         shutil.rmtree(cache.root / "clusters" / name, ignore_errors=True)
 
 

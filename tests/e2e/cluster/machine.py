@@ -21,6 +21,9 @@ _PROGRAMS = {
 _FILES = {Path("/usr/lib/podman/netavark"): "netavark", Path("/usr/lib/podman/aardvark-dns"): "aardvark-dns"}
 _FILES_LIMIT = 20000
 _CAP_SYS_RESOURCE = 24
+_WATCHES = Path("/proc/sys/fs/inotify/max_user_instances")
+_WATCHES_WANTED = 1024
+"""A node takes some 40 of them; the usual limit of 128 for all of root's makes kubelets of a second cluster fail."""
 
 
 def provide_podman() -> None:
@@ -41,6 +44,21 @@ def _install(packages: list[str]) -> None:
         environment = {"DEBIAN_FRONTEND": "noninteractive"}
         run(["apt-get", "-qq", "update"], timeout=300)
         run(["apt-get", "-qq", "install", "-y", "--no-install-recommends", *packages], timeout=900, env=environment)
+
+
+def raise_watch_limit(record: Path) -> None:
+    """Let root have enough inotify instances; what the limit was before is kept in the file `record`."""
+    before = int(_WATCHES.read_text())
+    if before < _WATCHES_WANTED:
+        record.write_text(str(before))
+        _WATCHES.write_text(str(_WATCHES_WANTED))
+
+
+def restore_watch_limit(record: Path) -> None:
+    """As it was before `raise_watch_limit`, if that changed it."""
+    if record.exists():
+        _WATCHES.write_text(record.read_text())
+        record.unlink()
 
 
 def containers_conf() -> str:

@@ -168,3 +168,16 @@ def test_slots_are_not_reused_while_others_rest(tmp_path: Path) -> None:
         accounts.unfed()
         accounts.settle(counters(), at_once=True)
     assert used == [0, 1, 2, 3, 4]
+
+
+def test_with_another_block_of_keys_every_stream_begins_anew_where_that_is_allowed(tmp_path: Path) -> None:
+    file = tmp_path / "agent.json"
+    accounts = Accounts(file, 4096)
+    accounts.admit([stream(0)])
+    (before,) = accounts.slots.assigned.values()
+    moved = Accounts(file, 8192, 16, move=True)
+    assert moved.slots.assigned == {} and moved.slots.size == 16
+    moved.admit([stream(0)])
+    (after,) = moved.slots.assigned.values()
+    assert after.incarnation != before.incarnation
+    assert Accounts(file, 8192, 16, move=True).slots == moved.slots

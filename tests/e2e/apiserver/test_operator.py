@@ -1,0 +1,333 @@
+"""The operator as a process of its own against a real API server, with just the rights that the chart gives it."""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+
+from tests.e2e.apiserver.server import ApiServer, free_port
+from vtap_api.refusals import destination_not_allowed, destination_not_found
+from vtap_operator.permissions import COLLECTOR_ROLE, PERMISSIONS, cluster_rules, namespace_rules
+
+NAMESPACE = "vtap-system"
+PATIENCE = 90.0
+VTAP = "/apis/vtap.dev/v1alpha1"
+RBAC = "/apis/rbac.authorization.k8s.io/v1"
+
+
+class Operator:
+    """The process; it can be stopped and started again."""
+
+    def __init__(self, api: ApiServer, token: str) -> None:
+        self.api = api
+        self.port = free_port()
+        self.log = api.folder / "operator.log"
+        self._kubeconfig = api.kubeconfig(token)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._metrics_before = ""
+
+    def start(self) -> None:
+        command = Path(sys.executable).with_name("vtap-operator")
+        with self.log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [command, "--namespace", NAMESPACE, "--listen", f"127.0.0.1:{self.port}", "--default-destination"],
+                env={**os.environ, "KUBECONFIG": str(self._kubeconfig)}, stdout=output, stderr=output,
+            )  # fmt: skip
+
+    def metrics(self) -> str:
+        """Of all its lives."""
+        return self._metrics_before + self.get("/metrics")
+
+    def stop(self) -> int:
+        assert self._process is not None
+        self._metrics_before += self.get("/metrics")
+        self._process.send_signal(signal.SIGTERM)
+        return self._process.wait(30)
+
+    def kill(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+    def get(self, path: str) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:
+            return answer.read().decode()
+
+
+def until(what: str, holds: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + PATIENCE
+    while not (found := holds()):
+        assert time.monotonic() < deadline, f"this did not happen within {PATIENCE:g} s: {what}"
+        time.sleep(0.1)
+    return found
+
+
+def grant(api: ApiServer) -> str:
+    """The token of a ServiceAccount with the rights of `vtap_operator.permissions`, as the chart gives them."""
+    token = api.service_account_token(NAMESPACE, "vtap-operator")
+    subjects = [{"kind": "ServiceAccount", "name": "vtap-operator", "namespace": NAMESPACE}]
+    group = "rbac.authorization.k8s.io"
+    reviews = [
+        {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]},
+        {"apiGroups": ["authorization.k8s.io"], "resources": ["subjectaccessreviews"], "verbs": ["create"]},
+    ]
+    for name, rules in (("vtap-operator", cluster_rules()), (COLLECTOR_ROLE, reviews)):
+        api.make(f"{RBAC}/clusterroles", {"metadata": {"name": name}, "rules": rules})
+    bound = {"metadata": {"name": "vtap-operator"}, "subjects": subjects}
+    api.make(
+        f"{RBAC}/clusterrolebindings", {**bound, "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": "vtap-operator"}}
+    )
+    own = f"{RBAC}/namespaces/{NAMESPACE}"
+    api.make(f"{own}/roles", {"metadata": {"name": "vtap-operator"}, "rules": namespace_rules()})
+    api.make(f"{own}/rolebindings", {**bound, "roleRef": {"apiGroup": group, "kind": "Role", "name": "vtap-operator"}})
+    return token
+
+
+@pytest.fixture(scope="module")
+def operator(api: ApiServer) -> Iterator[Operator]:
+    api.make("/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
+    for name in ("node-a", "node-b"):
+        api.make("/api/v1/nodes", {"metadata": {"name": name}})
+    made = Operator(api, grant(api))
+    made.start()
+    try:
+        until("the default destination is made", lambda: api.get(f"{VTAP}/tapdestinations/default"))
+        yield made
+    finally:
+        made.kill()
+        sys.stderr.write(made.log.read_text()[-5000:])
+
+
+@pytest.fixture
+def place(api: ApiServer, request: pytest.FixtureRequest) -> str:
+    """A namespace of the test's own."""
+    name = re.sub("[^a-z0-9]+", "-", request.node.name.removeprefix("test_"))[:50].strip("-")
+    api.make("/api/v1/namespaces", {"metadata": {"name": name}})
+    return name
+
+
+def tap(api: ApiServer, place: str, name: str = "tap", **spec: Any) -> dict[str, Any]:
+    body = {
+        "apiVersion": "vtap.dev/v1alpha1",
+        "kind": "VirtualTap",
+        "metadata": {"name": name},
+        "spec": {"podSelector": {}, **spec},
+    }
+    return api.make(f"{VTAP}/namespaces/{place}/virtualtaps", body)
+
+
+def condition(api: ApiServer, path: str, kind: str) -> tuple[str, str, str] | None:
+    held = ((api.get(path) or {}).get("status") or {}).get("conditions") or []
+    return next(((one["status"], one["reason"], one["message"]) for one in held if one["type"] == kind), None)
+
+
+def tap_path(place: str, name: str = "tap") -> str:
+    return f"{VTAP}/namespaces/{place}/virtualtaps/{name}"
+
+
+def pod(
+    api: ApiServer, place: str, name: str, address: str, labels: dict[str, str], *, node: str = "node-a", ready: bool = True
+) -> None:
+    """A pod as a node would report it."""
+    spec = {"nodeName": node, "containers": [{"name": "main", "image": "none"}]}
+    path = f"/api/v1/namespaces/{place}/pods"
+    api.make(path, {"metadata": {"name": name, "labels": labels}, "spec": spec})
+    conditions = [{"type": "Ready", "status": "True" if ready else "False"}]
+    status = {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}], "conditions": conditions}
+    api.patch(f"{path}/{name}/status", {"status": status})
+
+
+def slices(api: ApiServer, place: str) -> list[dict[str, Any]]:
+    found = api.get(f"{VTAP}/namespaces/{NAMESPACE}/tappeerslices")
+    assert found is not None
+    return [one["spec"] for one in found["items"] if one["spec"]["tapNamespace"] == place]
+
+
+def test_each_node_gets_keys_of_its_own(api: ApiServer, operator: Operator) -> None:
+    def blocks() -> dict[str, int]:
+        items = (api.get(f"{VTAP}/tapnodes") or {"items": []})["items"]
+        return {one["metadata"]["name"]: one["spec"]["keyBlock"]["first"] for one in items}
+
+    until("two nodes have keys", lambda: len(blocks()) == 2)
+    before = blocks()
+    api.make("/api/v1/nodes", {"metadata": {"name": "node-c"}})
+    until("the third has", lambda: "node-c" in blocks())
+    assert len(set(blocks().values())) == 3
+    assert {node: blocks()[node] for node in before} == before
+
+
+def test_a_tap_whose_destination_is_not_there_is_told_so_until_it_is(api: ApiServer, operator: Operator, place: str) -> None:
+    tap(api, place, destinationRef={"name": "later"})
+    said = until("it is refused", lambda: condition(api, tap_path(place), "Accepted"))
+    known = [one["metadata"]["name"] for one in (api.get(f"{VTAP}/tapdestinations") or {})["items"]]
+    assert said == ("False", "DestinationNotFound", destination_not_found("later", known).sentence)
+
+    def events() -> list[dict[str, Any]]:
+        found = api.get(f"/api/v1/namespaces/{place}/events")
+        assert found is not None
+        return [one for one in found["items"] if one["involvedObject"]["name"] == "tap"]
+
+    (event,) = until("an Event says it", events)
+    assert (event["type"], event["reason"], event["message"]) == ("Warning", *said[1:])
+    body = {"apiVersion": "vtap.dev/v1alpha1", "kind": "TapDestination", "metadata": {"name": "later"}}
+    allowed = {"from": "Selector", "selector": {"matchLabels": {"team": "red"}}}
+    api.make(f"{VTAP}/tapdestinations", {**body, "spec": {"gre": {"address": "192.0.2.9"}, "allowedNamespaces": allowed}})
+    refused = ("False", "DestinationNotAllowed", destination_not_allowed("later", place).sentence)
+    until("it is not allowed", lambda: condition(api, tap_path(place), "Accepted") == refused)
+    api.patch(f"/api/v1/namespaces/{place}", {"metadata": {"labels": {"team": "red"}}})
+    until("it is accepted", lambda: (condition(api, tap_path(place), "Accepted") or "?")[0] == "True")
+    made = api.get(tap_path(place))
+    assert made is not None and "finalizers" not in made["metadata"] and "annotations" not in made["metadata"]
+
+
+def test_peers_are_resolved_and_followed(api: ApiServer, operator: Operator, place: str) -> None:
+    rules = [{"action": "Include", "peer": {"podSelector": {"matchLabels": {"app": "db"}}}}]
+    tap(api, place, filter={"defaultAction": "Exclude", "rules": rules})
+    until("there is a slice with nothing", lambda: [one.get("addresses") for one in slices(api, place)] == [[]])
+    pod(api, place, "db-0", "10.1.0.1", {"app": "db"})
+    pod(api, place, "web-0", "10.1.0.2", {"app": "web"})
+    service = {"metadata": {"name": "db"}, "spec": {"selector": {"app": "db"}, "ports": [{"port": 5432}]}}
+    address = api.make(f"/api/v1/namespaces/{place}/services", service)["spec"]["clusterIP"]
+    until("pod and Service are there", lambda: [set(one["addresses"]) for one in slices(api, place)] == [{"10.1.0.1", address}])
+    api.delete(f"/api/v1/namespaces/{place}/pods/db-0")
+    until("both are gone", lambda: [one["addresses"] for one in slices(api, place)] == [[]])
+    api.delete(tap_path(place))
+    until("no slice is left", lambda: slices(api, place) == [])
+
+
+def test_what_nodes_say_is_summed_up(api: ApiServer, operator: Operator, place: str) -> None:
+    pod(api, place, "web-0", "10.2.0.1", {"app": "web"}, node="node-a")
+    pod(api, place, "web-1", "10.2.0.2", {"app": "web"}, node="node-b")
+    for node in ("node-a", "node-b"):
+        pod(api, NAMESPACE, f"agent-{node}", "192.0.2.1", {"vtap.dev/component": "agent"}, node=node)
+    generation = tap(api, place, podSelector={"matchLabels": {"app": "web"}})["metadata"]["generation"]
+    until("nobody said anything", lambda: (condition(api, tap_path(place), "Programmed") or "??")[1] == "Pending")
+
+    def say(node: str, **other: Any) -> None:
+        stamp = {"lastTransitionTime": "2026-01-01T00:00:00Z", "observedGeneration": generation}
+        good = [
+            {"type": kind, "status": "True", "reason": kind, "message": "all is well", **stamp}
+            for kind in ("Programmed", "Delivering")
+        ]
+        entry = {
+            "namespace": place, "name": "tap", "generation": generation, "matchedPods": 1, "attachedPods": 1, "failedPods": 0,
+            "conditions": good, **other,
+        }  # fmt: skip
+        api.patch(f"{VTAP}/tapnodes/{node}/status", {"status": {"taps": [entry]}})
+
+    say("node-a")
+    say("node-b")
+    programmed = ("True", "Programmed", "2 pods on 2 nodes are copied")
+    until("both copy", lambda: condition(api, tap_path(place), "Programmed") == programmed)
+    assert condition(api, tap_path(place), "Delivering") == ("True", "Delivering", "all is well")
+    made = api.get(tap_path(place))
+    assert made is not None and (made["status"]["matchedPods"], made["status"]["attachedPods"]) == (2, 2)
+    api.delete(f"/api/v1/namespaces/{NAMESPACE}/pods/agent-node-b")
+    until("an agent is missed", lambda: (condition(api, tap_path(place), "Programmed") or "??")[1] == "NoAgent")
+
+
+def test_a_collector_is_run_and_followed(api: ApiServer, operator: Operator) -> None:
+    name, path = "vtap-collector-default", f"{VTAP}/tapdestinations/default"
+    until("it starts", lambda: (condition(api, path, "Ready") or "??")[1] == "CollectorStarting")
+    own = f"/namespaces/{NAMESPACE}"
+    for kind in (
+        f"/apis/apps/v1{own}/deployments", f"/api/v1{own}/services", f"/api/v1{own}/serviceaccounts",
+        f"/apis/networking.k8s.io/v1{own}/networkpolicies",
+    ):  # fmt: skip
+        assert api.get(f"{kind}/{name}"), kind
+    secret = api.get(f"/api/v1{own}/secrets/{name}-tls")
+    assert secret is not None
+    certificate = x509.load_pem_x509_certificate(base64.b64decode(secret["data"]["tls.crt"]))
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert f"{name}.{NAMESPACE}.svc" in names.get_values_for_type(x509.DNSName)
+    labels = {"vtap.dev/component": "collector", "vtap.dev/destination": "default"}
+    pod(api, NAMESPACE, "collector-1", "10.3.0.1", labels)
+    until("its address is known", lambda: _collector(api) == {
+        "address": "10.3.0.1", "port": 4754, "url": f"https://{name}.{NAMESPACE}.svc:9471",
+    })  # fmt: skip
+    api.delete(f"/api/v1{own}/pods/collector-1")
+    until("its address is taken back", lambda: _collector(api) is None)
+    pod(api, NAMESPACE, "collector-2", "10.3.0.2", labels)
+    until("it is followed", lambda: (_collector(api) or {}).get("address") == "10.3.0.2")
+
+
+def _collector(api: ApiServer) -> dict[str, Any] | None:
+    return ((api.get(f"{VTAP}/tapdestinations/default") or {}).get("status") or {}).get("collector")
+
+
+def test_a_tap_ends_by_itself(api: ApiServer, operator: Operator, place: str) -> None:
+    tap(api, place, ttl="10s")
+    started = time.monotonic()
+    until("it is gone", lambda: api.get(tap_path(place)) is None)
+    assert time.monotonic() - started > 8
+
+
+def test_a_tap_goes_while_the_operator_is_down_and_its_slices_after_it(api: ApiServer, operator: Operator, place: str) -> None:
+    rules = [{"action": "Include", "peer": {"namespaceSelector": {}}}]
+    tap(api, place, filter={"defaultAction": "Exclude", "rules": rules})
+    until("it has slices", lambda: slices(api, place))
+    assert operator.stop() == 0
+    api.delete(tap_path(place))
+    assert api.get(tap_path(place)) is None, "nothing holds it"
+    operator.start()
+    until("its slices go", lambda: slices(api, place) == [])
+
+
+def test_a_collector_that_is_none_any_more_leaves_only_what_it_captured(api: ApiServer, operator: Operator) -> None:
+    body = {"apiVersion": "vtap.dev/v1alpha1", "kind": "TapDestination", "metadata": {"name": "kept"}}
+    api.make(f"{VTAP}/tapdestinations", {**body, "spec": {"collector": {"storage": {"type": "PersistentVolumeClaim"}}}})
+    own = f"/namespaces/{NAMESPACE}"
+    claim, deployment = (f"{kind}{own}/{{}}/vtap-collector-kept" for kind in ("/api/v1", "/apis/apps/v1"))
+    until("it runs", lambda: api.get(deployment.format("deployments")))
+    path = f"{VTAP}/tapdestinations/kept"
+    api.patch(path, {"spec": {"collector": None, "gre": {"address": "192.0.2.9"}}})
+    until("it is an endpoint", lambda: (condition(api, path, "Ready") or "??")[1] == "External")
+    assert api.get(deployment.format("deployments")) is None
+    assert api.get(f"/api/v1{own}/secrets/vtap-collector-kept-tls") is None
+    assert api.get(claim.format("persistentvolumeclaims")) is not None
+
+
+def test_a_tap_node_without_keys_gets_them(api: ApiServer, operator: Operator) -> None:
+    api.make(
+        f"{VTAP}/tapnodes", {"apiVersion": "vtap.dev/v1alpha1", "kind": "TapNode", "metadata": {"name": "node-d"}, "spec": {}}
+    )
+    api.make("/api/v1/nodes", {"metadata": {"name": "node-d"}})
+    until("it has", lambda: (api.get(f"{VTAP}/tapnodes/node-d") or {"spec": {}})["spec"].get("keyBlock"))
+
+
+def test_every_right_is_used_and_none_is_missed(operator: Operator) -> None:
+    """Of this run and of the one before the operator was stopped, which together did everything that it can do."""
+    counted = re.findall(
+        r'^vtap_operator_api_requests_total\{code="(\d+)",resource="([^"]+)",verb="([^"]+)"\}', operator.metrics(), re.M
+    )
+    assert [one for one in counted if one[0] == "403"] == []
+    used = {(resource, verb) for _, resource, verb in counted}
+    used |= {(resource, "create") for code, resource, verb in counted if code == "201" and verb == "patch"}
+    granted = {(one.resource.plural, verb) for one in PERMISSIONS for verb in one.verbs if verb != "bind"}
+    assert granted - used == set()
+
+
+def test_it_says_that_it_works(operator: Operator) -> None:
+    assert operator.get("/healthz") == "ok\n"
+    assert "Traceback" not in operator.log.read_text()
+
+
+def test_the_api_server_may_be_away_for_a_while(api: ApiServer, operator: Operator, place: str) -> None:
+    api.stop()
+    time.sleep(3)  # the fault itself: it is away for that long
+    api.start()
+    tap(api, place, destinationRef={"name": "nowhere"})
+    until("the operator is back at work", lambda: condition(api, tap_path(place), "Accepted"))
+    assert operator.get("/healthz") == "ok\n"

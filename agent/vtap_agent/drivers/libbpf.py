@@ -181,7 +181,6 @@ def _library() -> ctypes.CDLL:
         "bpf_map_delete_elem": [c_int, c_char_p],
         "bpf_map_get_next_key": [c_int, c_char_p, c_void_p],
         "bpf_map_lookup_batch": [c_int, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p],
-        "bpf_map_get_fd_by_id": [c_uint32],
         "bpf_obj_get_info_by_fd": [c_int, c_void_p, c_void_p],
         "bpf_prog_test_run_opts": [c_int, c_void_p],
         "bpf_link_create": [c_int, c_int, c_int, c_void_p],
@@ -348,22 +347,6 @@ def create_map(kind: int, name: str, key_size: int, value_size: int, max_entries
     opts = _MapCreateOpts(sz=sizeof(_MapCreateOpts), map_flags=flags)
     made = _lib().bpf_map_create(kind, name.encode()[:15], key_size, value_size, max_entries, byref(opts))
     return Map(_checked(made, f"create map {name}"))
-
-
-def map_by_id(number: int) -> Map:
-    """A map by the number that an outer map shows for it."""
-    return Map(_checked(_lib().bpf_map_get_fd_by_id(number), f"open map {number}"))
-
-
-def map_exists(number: int) -> bool:
-    """Whether a map of this number is still there."""
-    fd = _lib().bpf_map_get_fd_by_id(number)
-    if fd >= 0:
-        os.close(fd)
-        return True
-    if ctypes.get_errno() == errno.ENOENT:
-        return False
-    raise BpfError(ctypes.get_errno(), f"open map {number}: {os.strerror(ctypes.get_errno())}")
 
 
 def get_pinned(path: Path) -> int | None:

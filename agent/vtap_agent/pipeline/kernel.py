@@ -1,6 +1,7 @@
 """The pipeline's maps, programs and links in the kernel: adopted from their pins or made, observed, written.
 
-Pins lie under one directory of a bpffs: ``maps/NAME_vN`` (N is the layout's version), ``programs/HASH/NAME``, ``links/DEVICE``.
+Pins lie under one directory of a bpffs: ``maps/NAME_vN`` (N is the layout's version), ``programs/HASH/NAME``, ``links/DEVICE``,
+and ``inners/OUTER_INDEX_NUMBER_vN`` for maps within maps: opening those by their number would take CAP_SYS_ADMIN.
 A pin that exists is adopted, so that a restarted agent goes on where the last one stopped; another hash of the sources replaces
 the programs and keeps the maps.
 """
@@ -146,7 +147,7 @@ class Kernel:
     @staticmethod
     def open(root: Path) -> Kernel:
         mount_bpffs(root)
-        for name in ("maps", "programs", "links"):
+        for name in ("maps", "programs", "links", "inners"):
             (root / name).mkdir(exist_ok=True)
         programs_at = root / "programs" / compiler.source_hash()
         maps = _adopted_maps(root)
@@ -172,7 +173,7 @@ class Kernel:
             return {}
         known = self._inner.get((outer, index))
         if known is None or known.number != number:
-            known = _Inner(number, _entries(number))
+            known = _Inner(number, _entries(self._inner_path(outer, index, number)))
             self._inner[outer, index] = known
         return known.entries
 
@@ -184,6 +185,9 @@ class Kernel:
         try:
             for one, content in entries.items():
                 made.update(one, content)
+            # In this order: a kill leaves the old map with pin and note, or a note without a pin, which counts as none.
+            libbpf.pin(made.fd, self._inner_path(outer, index, made.id))
+            self._unpin_inner(outer, index)
             self.maps[outer].update(word(index), word(made.fd))
             self._inner[outer, index] = _Inner(made.id, dict(entries))
             self._note(outer, index, made.id)
@@ -192,6 +196,7 @@ class Kernel:
 
     def unset(self, outer: str, index: int) -> None:
         """Without an inner map: readers find nothing."""
+        self._unpin_inner(outer, index)
         self.maps[outer].delete(word(index))
         self._inner.pop((outer, index), None)
         self._note(outer, index, None)
@@ -201,7 +206,7 @@ class Kernel:
         return sorted(self._numbers[outer])
 
     def _note(self, outer: str, index: int, number: int | None) -> None:
-        """Written after the outer map: a kill in between leaves a note of a map that is gone, which the next start disregards."""
+        """Written after the outer map: a kill leaves a note of a map without a pin, which the next start disregards."""
         place = OUTERS.index(outer) * MAX_SLOTS + index
         self.maps["inners"].update(word(place), word(number or 0))
         if number is None:
@@ -209,12 +214,25 @@ class Kernel:
         else:
             self._numbers[outer][index] = number
 
+    def _inner_path(self, outer: str, index: int, number: int) -> Path:
+        return self.root / "inners" / f"{outer}_{index}_{number}_v{layout.LAYOUT_VERSION}"
+
+    def _unpin_inner(self, outer: str, index: int) -> None:
+        number = self._numbers[outer].get(index)
+        if number is not None:
+            self._inner_path(outer, index, number).unlink(missing_ok=True)
+
     def _read_numbers(self) -> dict[str, dict[int, int]]:
+        """What is noted and pinned; pins that nothing notes are removed."""
         numbers: dict[str, dict[int, int]] = {outer: {} for outer in OUTERS}
+        pinned = {path.name for path in (self.root / "inners").iterdir()}
         for place, raw in enumerate(self.maps["inners"].values()):
-            number = int.from_bytes(raw, "little")
-            if number and libbpf.map_exists(number):
-                numbers[OUTERS[place // MAX_SLOTS]][place % MAX_SLOTS] = number
+            number, outer, index = int.from_bytes(raw, "little"), OUTERS[place // MAX_SLOTS], place % MAX_SLOTS
+            if number and (name := self._inner_path(outer, index, number).name) in pinned:
+                numbers[outer][index] = number
+                pinned.remove(name)
+        for name in pinned:
+            (self.root / "inners" / name).unlink()
         return numbers
 
     # Attaching
@@ -335,7 +353,7 @@ class Kernel:
         total = sum(one.kernel_bytes() for one in self.maps.values())
         for outer in INNER:
             for index in self.occupied(outer):
-                inner = libbpf.map_by_id(self._numbers[outer][index])
+                inner = _pinned_map(self._inner_path(outer, index, self._numbers[outer][index]))
                 total += inner.kernel_bytes()
                 inner.close()
         return total
@@ -347,9 +365,16 @@ class Kernel:
         return [raw[i : i + found.value_size] for i in range(0, len(raw), found.stride)]
 
 
-def _entries(number: int) -> dict[bytes, bytes]:
+def _pinned_map(path: Path) -> Map:
+    fd = libbpf.get_pinned(path)
+    if fd is None:
+        raise Retry(f"{path} has been removed by somebody else; start the agent anew")
+    return Map(fd)
+
+
+def _entries(path: Path) -> dict[bytes, bytes]:
     """All that a map holds."""
-    found = libbpf.map_by_id(number)
+    found = _pinned_map(path)
     try:
         return {key: value for key in list(found.walk()) if (value := found.lookup(key)) is not None}
     finally:
@@ -403,7 +428,7 @@ def _remove_tree(path: Path) -> None:
 
 def destroy_pins(root: Path) -> None:
     """Removes every pin under `root`, of any version."""
-    for directory in ("links", "programs", "maps"):
+    for directory in ("links", "programs", "inners", "maps"):
         path = root / directory
         if path.is_dir():
             shutil.rmtree(path)

@@ -70,7 +70,14 @@ def _answer(route: Callable[[], Answer]) -> Answer:
         return as_json({"error": "the agent failed to answer; its log says why"}, HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
-class _TcpServer(socketserver.ThreadingTCPServer):
+class _Quiet(socketserver.BaseServer):
+    """Who asks may leave before the answer comes: that is no failure of ours."""
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        log.debug("http: a request from %s ended early", client_address, exc_info=True)
+
+
+class _TcpServer(_Quiet, socketserver.ThreadingTCPServer):
     allow_reuse_address = True
     daemon_threads = True
 
@@ -79,7 +86,7 @@ class _TcpServer6(_TcpServer):
     address_family = socket.AF_INET6
 
 
-class _UnixServer(socketserver.ThreadingUnixStreamServer):
+class _UnixServer(_Quiet, socketserver.ThreadingUnixStreamServer):
     daemon_threads = True
 
     def get_request(self) -> tuple[socket.socket, str]:

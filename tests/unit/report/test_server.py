@@ -6,6 +6,7 @@ import http.client
 import json
 import socket
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -81,3 +82,22 @@ def test_tcp_tells_metrics_and_not_who_is_tapped() -> None:
         finally:
             server.stop()
     assert statuses == {"/metrics": 200, "/v1/keys": 404}
+
+
+def test_who_leaves_before_the_answer_is_no_failure(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    asked, left = threading.Event(), threading.Event()
+
+    def slow() -> Answer:
+        asked.set()
+        assert left.wait(5)
+        return Answer(b"x" * 10_000_000, "text/plain")
+
+    server = Server({"/healthz": slow}, tmp_path / "agent.sock")
+    server.start()
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(tmp_path / "agent.sock"))
+        client.sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
+        assert asked.wait(5)
+    left.set()
+    server.stop()
+    assert "Traceback" not in capfd.readouterr().err

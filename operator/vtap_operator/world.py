@@ -24,6 +24,8 @@ class World:
         self.tap_nodes: dict[str, NodeReports] = {}
         self.collector_pods: dict[str, CollectorPod] = {}
         """By name."""
+        self.agents: frozenset[str] = frozenset()
+        """Nodes whose agent is ready."""
         self._reports: dict[TapId, dict[str, Report]] = defaultdict(dict)
         self._agent_pods: dict[str, tuple[str, bool]] = {}
         self._by_namespace: dict[str, set[TapId]] = defaultdict(set)
@@ -81,19 +83,16 @@ class World:
         """By node."""
         return self._reports.get(key, {})
 
-    @property
-    def agents(self) -> frozenset[str]:
-        """Nodes whose agent is ready."""
-        return frozenset(node for node, ready in self._agent_pods.values() if ready)
-
     def put_agent_pod(self, name: str, node: str, *, ready: bool) -> set[str]:
         """Nodes whose agent came up or went down."""
-        before = self.agents
         self._agent_pods[name] = (node, ready)
-        return set(before ^ self.agents)
+        return self._look_at_agents()
 
     def drop_agent_pod(self, name: str) -> set[str]:
         """Nodes whose agent went down."""
+        return self._look_at_agents() if self._agent_pods.pop(name, None) is not None else set()
+
+    def _look_at_agents(self) -> set[str]:
         before = self.agents
-        self._agent_pods.pop(name, None)
+        self.agents = frozenset(node for node, ready in self._agent_pods.values() if ready)
         return set(before ^ self.agents)

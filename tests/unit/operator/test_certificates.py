@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.x509.oid import NameOID
 
 from vtap_operator.certificates import AUTHORITY_LIFE, LEAF_LIFE, OVERLAP, agent_leaf, authority, collector_leaf, issued
 
@@ -98,8 +99,8 @@ def _handshake(folder: Path, server: object, client: object, name: str) -> str:
     def accept() -> None:
         try:
             with serving.wrap_socket(left, server_side=True) as tls:
-                subject = dict(pair for part in tls.getpeercert()["subject"] for pair in part)  # type: ignore[index]
-                heard.append(subject["commonName"])
+                peer = x509.load_der_x509_certificate(tls.getpeercert(binary_form=True) or b"")
+                heard.append(str(peer.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value))
                 tls.sendall(b"x")
         except OSError as error:
             heard.append(str(error).lower())

@@ -315,6 +315,8 @@ def test_every_right_is_used_and_none_is_missed(operator: Operator) -> None:
     assert [one for one in counted if one[0] == "403"] == []
     used = {(resource, verb) for _, resource, verb in counted}
     used |= {(resource, "create") for code, resource, verb in counted if code == "201" and verb == "patch"}
+    # kopf watches these with a client of its own, whose requests are not counted; without its watches no test here would pass.
+    used |= {(plural, "watch") for plural in ("virtualtaps", "tapdestinations", "tapnodes")}
     granted = {(one.resource.plural, verb) for one in PERMISSIONS for verb in one.verbs if verb != "bind"}
     assert granted - used == set()
 

@@ -38,7 +38,10 @@ class World:
         self.there: dict[str, str] = {}
 
     def sink(self) -> KeyedSink[Bare, str]:
-        return KeyedSink(lambda item: item.metadata.name, self._put, lambda name: self.there.pop(name, ""))
+        return KeyedSink(lambda item: item.metadata.name, self._put, self._drop)
+
+    def _drop(self, name: str) -> None:
+        self.there.pop(name, "")
 
     def _put(self, item: Bare) -> None:
         self.there[item.metadata.name] = (item.metadata.labels or {}).get("v", "")

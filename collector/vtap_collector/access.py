@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hmac
 import logging
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,18 +26,22 @@ _OPEN_PATHS = frozenset({"/healthz", "/metrics"})
 _TOKEN_NEEDED = "a valid bearer token is needed"
 
 
+Recheck = Callable[[], Awaitable[None]]
+"""Judges again whoever was let in, who may have lost the right. Raises Refused."""
+
+
 class Access(Protocol):
     """Judges one request. `trusted`: it came by the Unix socket, whose mode has judged already who may read."""
 
-    async def check(self, request: web.Request, tap: TapName | None, trusted: bool) -> None:
-        """Raises Refused. `tap` is the one asked about, None for all."""
+    async def check(self, request: web.Request, tap: TapName | None, trusted: bool) -> Recheck | None:
+        """Raises Refused. `tap` is the one asked about, None for all. None where the right is for good."""
         ...
 
 
 class Judge(Protocol):
     """Knows who may read packets: `reviews.Reviewer`."""
 
-    async def check_reader(self, token: str, tap: TapName | None) -> None: ...
+    async def admit(self, token: str, tap: TapName | None) -> Recheck: ...
 
 
 class Token:
@@ -76,12 +81,13 @@ class TokenAccess:
     def __init__(self, token: Token | None) -> None:
         self._token = token
 
-    async def check(self, request: web.Request, tap: TapName | None, trusted: bool) -> None:
+    async def check(self, request: web.Request, tap: TapName | None, trusted: bool) -> Recheck | None:
         """Where a token is set, agents need it on the Unix socket too."""
         if is_open(request) or (trusted and (_reads(request) or self._token is None)):
-            return
+            return None
         if self._token is None or not self._token.admits(request.headers.get("Authorization", "")):
             raise Refused(_TOKEN_NEEDED, 401)
+        return None
 
 
 class ClusterAccess:
@@ -90,17 +96,17 @@ class ClusterAccess:
     def __init__(self, judge: Judge) -> None:
         self._judge = judge
 
-    async def check(self, request: web.Request, tap: TapName | None, trusted: bool) -> None:
+    async def check(self, request: web.Request, tap: TapName | None, trusted: bool) -> Recheck | None:
         """The Unix socket is for reading only: whoever has it may exec into the collector's pod already."""
         if is_open(request) or (trusted and _reads(request)):
-            return
+            return None
         if not _reads(request):
             _check_agent(request)
-            return
+            return None
         token = _bearer(request.headers.get(BEHIND_PROXY) or request.headers.get("Authorization", ""))
         if not token:
             raise Refused(f"{_TOKEN_NEEDED}: send it as Authorization: Bearer, or behind a proxy as {BEHIND_PROXY}: Bearer", 401)
-        await self._judge.check_reader(token, tap)
+        return await self._judge.admit(token, tap)
 
 
 def is_open(request: web.Request) -> bool:

@@ -36,6 +36,7 @@ from vtap_collector.sockets import (
     DataSocket,
     Endpoint,
     Ring,
+    listening_socket,
     open_rings,
     open_sockets,
     parse_endpoint,
@@ -223,11 +224,8 @@ async def _serve_http(
         remote = web.AppRunner(server.application(trusted=False), access_log=None, shutdown_timeout=2)
         await remote.setup()
         runners.append(remote)
-        try:
-            context = certificates.context if certificates else None
-            await web.TCPSite(remote, listen.address, listen.port, ssl_context=context).start()
-        except OSError as error:
-            raise CollectorError(f"--listen {listen}: {error.strerror}") from None
+        context = certificates.context if certificates else None
+        await web.SockSite(remote, listening_socket(listen), ssl_context=context).start()
         address, port, *_scope = remote.addresses[0]
         about["listen"] = str(Endpoint(address, port))
     return runners

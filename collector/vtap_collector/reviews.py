@@ -13,11 +13,13 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import aiohttp
 
+from vtap_collector.access import Recheck
 from vtap_collector.announcements import TapName
 from vtap_collector.errors import CollectorError, Refused
 
@@ -76,7 +78,10 @@ class InClusterApi:
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
+    """`user` is whose token it is, None for nobody's."""
+
     until: float
+    user: Json | None
     refusal: tuple[str, int] | None
 
 
@@ -88,17 +93,27 @@ class Reviewer:
         self._clock = clock
         self._answers: OrderedDict[tuple[bytes, str], _Answer] = OrderedDict()
 
-    async def check_reader(self, token: str, tap: TapName | None) -> None:
-        """Raises Refused: 401 for a token that nobody knows, 403 for one that may not, 503 where nobody can say."""
+    async def admit(self, token: str, tap: TapName | None) -> Recheck:
+        """Raises Refused: 401 for a token that nobody knows, 403 for one that may not, 503 where nobody can say.
+
+        What it returns judges the user anew, not the token: tokens of a few minutes are common, and outliving one's token is
+        no offence for a request that was made in time.
+        """
         if len(token) > MAX_TOKEN:
             raise Refused("the bearer token is longer than any that Kubernetes makes", 401)
         asked = (hashlib.sha256(token.encode(errors="replace")).digest(), str(tap or ""))
         known = self._answers.get(asked)
         if known is None or known.until < self._clock():
-            known = _Answer(self._clock() + REMEMBERED_SECONDS, await self._ask(token, tap))
+            known = await self._ask(token, tap)
             self._remember(asked, known)
         if known.refusal is not None:
             raise Refused(*known.refusal)
+        return partial(self._recheck, known.user or {}, tap)
+
+    async def _recheck(self, user: Json, tap: TapName | None) -> None:
+        refusal = await self._may_not(user, tap)
+        if refusal is not None:
+            raise Refused(*refusal)
 
     def _remember(self, asked: tuple[bytes, str], answer: _Answer) -> None:
         self._answers[asked] = answer
@@ -106,13 +121,17 @@ class Reviewer:
         while len(self._answers) > REMEMBERED_ANSWERS:
             self._answers.popitem(last=False)
 
-    async def _ask(self, token: str, tap: TapName | None) -> tuple[str, int] | None:
+    async def _ask(self, token: str, tap: TapName | None) -> _Answer:
+        until = self._clock() + REMEMBERED_SECONDS
         user = await self._who(token)
         if user is None:
-            return ("the API server does not know this bearer token, or it has expired; log in again", 401)
+            return _Answer(until, None, ("the API server does not know this bearer token, or it has expired; log in again", 401))
+        return _Answer(until, user, await self._may_not(user, tap))
+
+    async def _may_not(self, user: Json, tap: TapName | None) -> tuple[str, int] | None:
+        """Why not, None for who may."""
         reviewed = await self._api.create("/apis/authorization.k8s.io/v1/subjectaccessreviews", access_review(user, tap))
-        status = reviewed.get("status", {})
-        if status.get("allowed") is True:
+        if reviewed.get("status", {}).get("allowed") is True:
             return None
         where = f"in namespace {tap.namespace}" if tap else "in all namespaces"
         return (

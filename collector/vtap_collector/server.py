@@ -16,7 +16,7 @@ from typing import Any
 
 from aiohttp import web
 
-from vtap_collector.access import Access, is_open
+from vtap_collector.access import Access, Recheck, is_open
 from vtap_collector.announcements import TapName, parse_announcement, parse_node, parse_tap, parse_totals
 from vtap_collector.errors import CollectorError, Refused
 from vtap_collector.metrics import Exporter
@@ -35,7 +35,7 @@ PUMP_BYTES = 256 << 10
 CLIENT_CHECK_SECONDS = 1.0
 PCAPNG = "application/x-pcapng"
 RECHECK_SECONDS = 60.0
-"""How long a reader whose right was withdrawn goes on reading at most, beside what the judge remembers."""
+"""How long a reader whose right was withdrawn goes on reading at most."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -73,31 +73,10 @@ class Server:
         @web.middleware
         async def authorize(request: web.Request, handler: Handler) -> web.StreamResponse:
             tap = None if is_open(request) else _tap_of(request)
-            await self._access.check(request, tap, trusted)
-            withdrawn = asyncio.create_task(self._withdrawn(request, tap, trusted))
-            handling = asyncio.ensure_future(handler(request))
-            try:
-                await asyncio.wait((withdrawn, handling), return_when=asyncio.FIRST_COMPLETED)
-                if not handling.done() and request.transport is not None:
-                    log.info("a reader of %s may read no longer", tap or "all taps")
-                    request.transport.abort()  # the answer has begun: only an end without one tells that there is more
-                return await handling
-            finally:
-                for task in (withdrawn, handling):
-                    task.cancel()
-                await asyncio.wait((withdrawn, handling))
+            recheck = await self._access.check(request, tap, trusted)
+            return await (handler(request) if recheck is None else _while_permitted(request, handler, recheck))
 
         return authorize
-
-    async def _withdrawn(self, request: web.Request, tap: TapName | None, trusted: bool) -> None:
-        """Ends when whoever asked would be refused by now. That nobody can say is no refusal."""
-        while True:
-            await asyncio.sleep(RECHECK_SECONDS)
-            try:
-                await self._access.check(request, tap, trusted)
-            except Refused as refused:
-                if refused.status in (401, 403):
-                    return
 
     # ---- the control channel ----
 
@@ -113,8 +92,8 @@ class Server:
 
     # ---- numbers ----
 
-    async def _get_ledger(self, _request: web.Request) -> web.Response:
-        return web.json_response(self._service.ledger())
+    async def _get_ledger(self, request: web.Request) -> web.Response:
+        return web.json_response(self._service.ledger(_tap_of(request)))
 
     async def _get_metrics(self, _request: web.Request) -> web.Response:
         return web.Response(body=self._exporter.text(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
@@ -229,6 +208,32 @@ def _close_all(files: Sequence[int]) -> None:
 def _close_unwanted(opening: asyncio.Future[list[int]]) -> None:
     if not opening.cancelled() and opening.exception() is None:
         _close_all(opening.result())
+
+
+async def _while_permitted(request: web.Request, handler: Handler, recheck: Recheck) -> web.StreamResponse:
+    withdrawn = asyncio.create_task(_withdrawn(recheck))
+    handling = asyncio.ensure_future(handler(request))
+    try:
+        await asyncio.wait((withdrawn, handling), return_when=asyncio.FIRST_COMPLETED)
+        if not handling.done() and request.transport is not None:
+            log.info("a reader may read no longer: %s", withdrawn.result())
+            request.transport.abort()  # the answer has begun: only an end without one tells that there is more
+        return await handling
+    finally:
+        for task in (withdrawn, handling):
+            task.cancel()
+        await asyncio.wait((withdrawn, handling))
+
+
+async def _withdrawn(recheck: Recheck) -> str:
+    """Ends with the sentence when whoever asked may no longer. That nobody can say is no refusal."""
+    while True:
+        await asyncio.sleep(RECHECK_SECONDS)
+        try:
+            await recheck()
+        except Refused as refused:
+            if refused.status in (401, 403):
+                return str(refused)
 
 
 async def _pump(request: web.Request, source: socket.socket) -> web.StreamResponse:

@@ -104,8 +104,14 @@ class Service:
             sums[entry.stream.tap] = sums[entry.stream.tap] + self.registry.counts(entry)
         return sums
 
-    def ledger(self) -> dict[str, Any]:
-        """What `GET /v1/ledger` answers."""
+    def ledger(self, only: TapName | None = None) -> dict[str, Any]:
+        """What `GET /v1/ledger` answers. Of one tap: nothing that names another, whose readers may be others."""
+        if only is not None:
+            return {
+                "streams": [self._row(entry) for entry in self.registry.entries() if entry.stream.tap == only],
+                "taps": ledger.tap_rows({name: counts for name, counts in self.sums().items() if name == only}),
+                **ledger.own_terms(self.core.counts()),
+            }
         return {
             "streams": [self._row(entry) for entry in self.registry.entries()],
             "taps": ledger.tap_rows(self.sums()),

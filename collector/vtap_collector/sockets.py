@@ -124,6 +124,21 @@ def _ringed(endpoint: Endpoint) -> DataSocket:
     return DataSocket(first.source, first.socket, second.socket)
 
 
+def listening_socket(endpoint: Endpoint) -> socket.socket:
+    """For HTTP. ``[::]`` takes IPv4 too, as for copies, and means 0.0.0.0 where there is no IPv6. Raises CollectorError."""
+    wildcard = endpoint.address == "::"
+    try:
+        opened = socket.socket(socket.AF_INET6 if endpoint.is_ipv6 else socket.AF_INET, socket.SOCK_STREAM)
+    except OSError as error:
+        if wildcard and error.errno == errno.EAFNOSUPPORT:
+            return listening_socket(Endpoint("0.0.0.0", endpoint.port))
+        raise CollectorError(f"--listen {endpoint}: {error.strerror}") from None
+    if endpoint.is_ipv6:
+        opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not wildcard)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    return _bound(opened, endpoint, "--listen")
+
+
 def _udp(source: Source, endpoint: Endpoint, shared: bool = False) -> DataSocket:
     """The IPv6 wildcard takes IPv4 as well; on a machine without IPv6 it becomes the IPv4 wildcard."""
     wildcard = endpoint.address == "::"
@@ -140,13 +155,13 @@ def _udp(source: Source, endpoint: Endpoint, shared: bool = False) -> DataSocket
     return DataSocket(source, _bound(opened, endpoint))
 
 
-def _bound(opened: socket.socket, endpoint: Endpoint) -> socket.socket:
+def _bound(opened: socket.socket, endpoint: Endpoint, flag: str = "--listen-data") -> socket.socket:
     opened.setblocking(False)
     try:
         opened.bind((endpoint.address, endpoint.port))
     except OSError as error:
         opened.close()
-        raise CollectorError(f"--listen-data {endpoint}: {error.strerror}; is another collector running there?") from None
+        raise CollectorError(f"{flag} {endpoint}: {error.strerror}; is another collector running there?") from None
     return opened
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -24,6 +25,7 @@ from vtap_collector.registry import Registry
 from vtap_collector.reviews import AUDIENCE, REMEMBERED_SECONDS, InClusterApi, Reviewer
 from vtap_collector.server import Server
 from vtap_collector.service import Service
+from vtap_collector.sockets import Endpoint, listening_socket
 from vtap_collector.storage import Storage
 
 ANNOUNCEMENT: Mapping[str, Any] = {"version": 1, "addresses": ["10.0.0.1"], "taiOffset": 37, "streams": []}
@@ -37,6 +39,7 @@ class FakeApiServer:
         """Token → (user, audiences); no audiences: the API server's own."""
         self.readers: dict[str, set[str]] = {}
         self.asked = 0
+        self.judged = 0
 
     def application(self) -> web.Application:
         application = web.Application()
@@ -64,6 +67,7 @@ class FakeApiServer:
         return web.json_response({"status": said}, status=201)
 
     async def _may(self, request: web.Request) -> web.Response:
+        self.judged += 1
         spec = (await request.json())["spec"]
         attributes = spec["resourceAttributes"]
         assert (attributes["group"], attributes["resource"], attributes["subresource"]) == ("vtap.dev", "virtualtaps", "packets")
@@ -122,13 +126,17 @@ class Site:
             await scenario(certificates)
 
     async def ask(
-        self, method: str, path: str, context: ssl.SSLContext, headers: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        context: ssl.SSLContext,
+        headers: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] = ANNOUNCEMENT,
     ) -> tuple[int, str]:
+        sent = body if method != "GET" else None
         async with (
             aiohttp.ClientSession() as session,
-            session.request(
-                method, self.url + path, ssl=context, headers=headers, json=ANNOUNCEMENT if method != "GET" else None
-            ) as answer,
+            session.request(method, self.url + path, ssl=context, headers=headers, json=sent) as answer,
         ):
             return answer.status, await answer.text()
 
@@ -145,6 +153,19 @@ async def _listen(stack: contextlib.AsyncExitStack, application: web.Application
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
     yield Site(tmp_path)
+
+
+def announced(key: int, namespace: str, tap: str) -> Mapping[str, Any]:
+    return {
+        "key": key,
+        "incarnation": f"{key:016x}",
+        "trailer": True,
+        "tap": {"namespace": namespace, "name": tap},
+        "pod": {"namespace": namespace, "name": "web-0", "uid": "u"},
+        "interface": "eth0",
+        "direction": "Egress",
+        "snapLength": 0,
+    }
 
 
 def bearer(token: str) -> dict[str, str]:
@@ -217,6 +238,23 @@ def test_no_answer_of_the_api_server_is_no_permission(site: Site) -> None:
     site.run(scenario)
 
 
+def test_a_tenant_sees_the_ledger_of_its_own_tap_alone(site: Site) -> None:
+    async def scenario(_certificates: Certificates) -> None:
+        site.api.users |= {"t-alice": ("alice", frozenset()), "t-admin": ("admin", frozenset())}
+        site.api.readers |= {"alice": {"shop"}, "admin": {""}}
+        streams = [announced(4096, "shop", "checkout"), announced(4097, "bank", "vault")]
+        status, _said = await site.ask(
+            "PUT", "/v1/nodes/node-1/streams", site.client("vtap-agent"), body={**ANNOUNCEMENT, "streams": streams}
+        )
+        assert status == 204
+        status, said = await site.ask("GET", "/v1/ledger?tap=shop/checkout", site.client(), bearer("t-alice"))
+        assert status == 200 and "checkout" in said and "vault" not in said
+        status, said = await site.ask("GET", "/v1/ledger", site.client(), bearer("t-admin"))
+        assert status == 200 and "checkout" in said and "vault" in said
+
+    site.run(scenario)
+
+
 def test_a_live_reader_whose_right_is_withdrawn_is_cut_off(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "RECHECK_SECONDS", 0.05)
 
@@ -230,6 +268,12 @@ def test_a_live_reader_whose_right_is_withdrawn_is_cut_off(site: Site, monkeypat
         ):
             assert answer.status == 200
             assert len(await answer.content.readexactly(4)) == 4, "the section header has come"
+            del site.api.users["t"]  # an expired token alone ends nothing
+            asked = site.api.judged
+            async with asyncio.timeout(10):
+                while site.api.judged < asked + 2:
+                    await asyncio.sleep(0.02)
+            assert not answer.content.at_eof() and answer.content.exception() is None
             site.api.readers["alice"] = set()
             site.later += REMEMBERED_SECONDS + 1
             with pytest.raises(aiohttp.ClientError):
@@ -258,3 +302,13 @@ def test_new_certificates_are_served_and_bad_ones_are_not(site: Site) -> None:
 def test_missing_certificates_are_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(CollectorError, match=r"--tls .*ca\.crt.*No such file"):
         Certificates(tmp_path)
+
+
+def test_one_wildcard_takes_both_families() -> None:
+    """The API server reaches pods by IPv4 in most clusters, and asyncio alone would listen on IPv6 only."""
+    with listening_socket(Endpoint("::", 0)) as listening:
+        listening.listen()
+        port = listening.getsockname()[1]
+        for address in ("127.0.0.1", "::1"):
+            with socket.create_connection((address, port), timeout=5) as made:
+                assert made.getpeername()[1] == port

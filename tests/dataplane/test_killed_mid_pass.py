@@ -47,7 +47,7 @@ def before(node: Node) -> DataPlane:
     """Tap web at pod 0, and tap old, with peers, at pod 2."""
     plane = node.plane(peer_sets={7: frozenset({"10.0.0.1", "10.0.0.2"})})
     old = Source(INGRESS, 0, bytes.fromhex("020000000009"), False, (2,))
-    programs = plane.programs | {"shop/old": TapProgram(Action.EXCLUDE, (Match(Action.INCLUDE, peer_set=7),))}
+    programs = {**plane.programs, "shop/old": TapProgram(Action.EXCLUDE, (Match(Action.INCLUDE, peer_set=7),))}
     return replace(
         plane,
         sources=(*plane.sources, old),
@@ -63,7 +63,7 @@ def after(node: Node) -> DataPlane:
         Source(INGRESS, 0, bytes.fromhex("02000000000a"), False, (3,)),
         Source(OTHER, 0, bytes.fromhex("02000000000b"), False, (4,)),
     )
-    programs = plane.programs | {"shop/new": TapProgram(Action.EXCLUDE, (Match(Action.INCLUDE, peer_set=8),))}
+    programs = {**plane.programs, "shop/new": TapProgram(Action.EXCLUDE, (Match(Action.INCLUDE, peer_set=8),))}
     return replace(
         plane,
         mirrors={**plane.mirrors, OTHER: Mirror(OTHER, frozenset())},

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from vtap_agent.plan import assembly as assembly_module
+from vtap_agent.plan import compile as compile_module
 from vtap_agent.plan import selection as selection_module
 from vtap_agent.plan.assembly import Plan, assemble
 from vtap_agent.plan.compile import ResolvePeers
@@ -272,7 +273,7 @@ def test_a_mirror_that_cannot_be_had_refuses_its_points_and_no_others() -> None:
 
 
 def test_a_tap_whose_planning_fails_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = selection_module.compile_tap
+    real = compile_module.compile_tap
 
     def compile_tap(spec: VirtualTapSpec, resolve: ResolvePeers) -> TapProgram:
         if spec.packet.snap_length == 77:
@@ -317,7 +318,9 @@ def test_more_bridges_than_there_can_be_tap_ports_refuse_the_newest_points(monke
     monkeypatch.setattr(assembly_module, "MAX_TAP_PORTS", 2)
     pods = [pod(1), pod(2)]
     seen = inventory(pods, [interface(owner, number) for number, owner in enumerate(pods, 1)])
-    moved = replace(seen.interfaces[1], port=replace(seen.interfaces[1].port, bridge="br1"))
+    port = seen.interfaces[1].port
+    assert port is not None
+    moved = replace(seen.interfaces[1], port=replace(port, bridge="br1"))
     outcome = plan(Desired((tap(),), (gre(),)), replace(seen, interfaces=(seen.interfaces[0], moved)))
     assert {key.bridge for key in outcome.dataplane.mirrors} == {"br0"} and len(outcome.dataplane.mirrors) == 2
     refused = [point for point in only(outcome.verdicts).points if point.state is PointState.REFUSED]

@@ -230,7 +230,8 @@ def _select_through_tshark(chunks: Iterable[bytes], request: Request) -> int:
                 tshark.terminate()  # where it has not ended by itself
         if feeder.error is not None:
             raise feeder.error
-        _check_ended(tshark, errors)
+        if not selected.is_complete:  # else we have ended it, and how it takes that says nothing
+            _check_ended(tshark, errors)
     return 0
 
 

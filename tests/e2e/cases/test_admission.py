@@ -9,23 +9,34 @@ import subprocess
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from .conftest import NAMESPACE, Manifest, Render
+from tests.e2e.cases.installation import Installation
+from tests.unit.chart.conftest import NAMESPACE, Manifest, Render, helm, render
 
-KUBECONFIG = os.environ.get("VTAP_TEST_KUBECONFIG", "")
+__all__ = ["helm", "render"]
+"""Fixtures that render the chart."""
 OPERATOR = f"system:serviceaccount:{NAMESPACE}:vtap-operator"
 
-pytestmark = pytest.mark.skipif(not KUBECONFIG, reason="needs a cluster: VTAP_TEST_KUBECONFIG names its kubeconfig file")
+
+@pytest.fixture(scope="module", autouse=True)
+def reachable(installed: Installation) -> Iterator[None]:
+    """kubectl asks the cluster that the chart is installed on: policies work when they are stored, and are the cluster's."""
+    kubectl = installed.cluster.kubectl
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KUBECONFIG", str(kubectl.kubeconfig))
+        patch.setenv("PATH", f"{Path(kubectl.program).parent}:{os.environ['PATH']}")
+        yield
 
 
 def _kubectl(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
     program = shutil.which("kubectl")
     assert program, "kubectl is not on the PATH"
-    command = [program, "--kubeconfig", KUBECONFIG, *arguments]
+    command = [program, *arguments]
     return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=110, check=False)
 
 
@@ -42,15 +53,8 @@ def _apply(*manifests: Manifest, dry: bool = True, user: str = "") -> str:
     return done.stdout + done.stderr
 
 
-@pytest.fixture(scope="module")
-def installed() -> None:
-    """The chart has to be there: policies work when they are stored, and are the cluster's."""
-    if "vtap-own-tapnode" not in _kubectl("get", "validatingadmissionpolicybindings", "-o", "name").stdout:
-        pytest.skip("needs the chart installed in the cluster (helm install vtap charts/vtap)")
-
-
 @pytest.fixture
-def closed(installed: None) -> Iterator[tuple[str, str]]:
+def closed() -> Iterator[tuple[str, str]]:
     """(destination that allows labelled namespaces only, a namespace that is not labelled), gone afterwards."""
     name = f"t-{uuid.uuid4().hex[:8]}"
     allowed = {
@@ -109,7 +113,7 @@ def test_a_destination_that_is_not_allowed_is_said_at_once(closed: tuple[str, st
         ({"unixSocket": "/run/vtap/collector.sock"}, ""),
     ],
 )
-def test_destinations_name_no_file_of_the_node(installed: None, control: Mapping[str, str], said: str) -> None:
+def test_destinations_name_no_file_of_the_node(control: Mapping[str, str], said: str) -> None:
     told = _apply(_destination("vtap-test-files", {"collector": {"address": "192.0.2.1", "control": dict(control)}}))
     assert said in told if said else "created" in told, told
 
@@ -118,7 +122,7 @@ def test_destinations_name_no_file_of_the_node(installed: None, control: Mapping
     ("role", "account", "refused"),
     [("vtap-collector", NAMESPACE, False), ("vtap-collector", "kube-system", True), ("cluster-admin", NAMESPACE, True)],
 )
-def test_the_operator_binds_collectors_only(installed: None, role: str, account: str, refused: bool) -> None:
+def test_the_operator_binds_collectors_only(role: str, account: str, refused: bool) -> None:
     binding: Manifest = {
         "apiVersion": "rbac.authorization.k8s.io/v1",
         "kind": "ClusterRoleBinding",
@@ -130,7 +134,7 @@ def test_the_operator_binds_collectors_only(installed: None, role: str, account:
     assert ("forbidden" in told) is refused, told
 
 
-def test_the_operator_deletes_no_binding_of_others(installed: None) -> None:
+def test_the_operator_deletes_no_binding_of_others() -> None:
     done = _kubectl("delete", "clusterrolebinding", "cluster-admin", "--dry-run=server", f"--as={OPERATOR}")
     assert done.returncode != 0
     assert "vtap-collector only" in done.stderr
@@ -176,7 +180,7 @@ def _agents() -> Sequence[Manifest]:
     return [pod for pod in json.loads(found)["items"] if pod["status"]["phase"] == "Running"]
 
 
-def test_an_agent_writes_its_own_tapnode_only(installed: None) -> None:
+def test_an_agent_writes_its_own_tapnode_only() -> None:
     agents = _agents()
     if len(agents) < 2:
         pytest.skip("needs agents on two nodes")
@@ -190,7 +194,7 @@ def test_an_agent_writes_its_own_tapnode_only(installed: None) -> None:
     assert f"this token is not of node {own}" in _patch_status(own, unbound)
 
 
-def test_the_policies_have_no_type_errors(installed: None, render: Render) -> None:
+def test_the_policies_have_no_type_errors(render: Render) -> None:
     names = {each["metadata"]["name"] for each in render() if each["kind"] == "ValidatingAdmissionPolicy"}
     found = json.loads(_kubectl("get", "validatingadmissionpolicies", "-o", "json").stdout)["items"]
     warnings = {

@@ -5,24 +5,35 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import yaml
 
-from .conftest import VALUE_SETS, Manifest, Render
+from tests.e2e.cases.installation import Installation
+from tests.unit.chart.conftest import VALUE_SETS, Manifest, Render, helm, render
 
-KUBECONFIG = os.environ.get("VTAP_TEST_KUBECONFIG", "")
-"""Named on purpose: no test talks to whatever cluster somebody's shell happens to point to."""
+__all__ = ["helm", "render"]
+"""Fixtures that render the chart."""
 OTHERS = "monitoring.coreos.com/"
 """Kinds that the Prometheus operator brings."""
 
-pytestmark = pytest.mark.skipif(not KUBECONFIG, reason="needs a cluster: VTAP_TEST_KUBECONFIG names its kubeconfig file")
+
+@pytest.fixture(scope="module", autouse=True)
+def reachable(installed: Installation) -> Iterator[None]:
+    """kubectl asks the cluster that the chart is installed on: policies work when they are stored, and are the cluster's."""
+    kubectl = installed.cluster.kubectl
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KUBECONFIG", str(kubectl.kubeconfig))
+        patch.setenv("PATH", f"{Path(kubectl.program).parent}:{os.environ['PATH']}")
+        yield
 
 
 def _kubectl(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
     program = shutil.which("kubectl")
     assert program, "kubectl is not on the PATH"
-    command = [program, "--kubeconfig", KUBECONFIG, *arguments]
+    command = [program, *arguments]
     return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=110, check=False)
 
 

@@ -220,25 +220,34 @@ class Agent:
         stack.callback(server.stop)
 
     def cleanup(self) -> None:
-        """Remove what an agent of this node has left behind; refused while one is running."""
+        """Remove what an agent of this node has left behind; refused while one is running.
+
+        Raises TellUser, with everything else done, where mirrors may stay because Open vSwitch does not answer.
+        """
         settings = self._settings
+        unanswered = ""
         with _only_one(settings.run_dir):
             ovsdb = OvsdbConnection(settings.ovsdb)
             mirrors = OvsMirrorBackend(ovsdb, settings.node)
             try:
+                mirrors.observe()  # a plan for no mirrors at all would take silence for there being none
                 mirrors.apply(ordered(mirrors.plan(DataPlane())))
             except Wait as reason:
-                log.warning("%s; its mirrors, if any, stay", reason)
+                unanswered = str(reason)
             finally:
                 mirrors.close()
                 ovsdb.close()
             root = settings.pins()
-            Pipeline.open(root, settings.node).destroy()
+            pipeline = Pipeline.open(root, settings.node)
+            may_have_mirrors = bool(pipeline.tap_ports()) or _has_switch(settings.ovsdb)
+            pipeline.destroy()
             if settings.bpffs is not None:
                 remove_pin_root(root)
             give_back_neighbours()
         if settings.kubernetes:
             _forget(settings)
+        if unanswered and may_have_mirrors:
+            raise TellUser(f"{unanswered} Our mirrors, if any, stay in its database; start it and run --cleanup again")
 
     def _health(self) -> Health:
         loop = self._loop
@@ -292,6 +301,12 @@ def _metrics(loop: Loop, mailbox: Mailbox) -> Answer:
 
 def _status(node: str, view: View) -> dict[str, Any]:
     return status_to_json(node, view.statuses, view.problems, rates_by_point(view.rows, view.rates))
+
+
+def _has_switch(remote: str) -> bool:
+    """Whether there is an Open vSwitch at all, as far as its run directory tells; a remote elsewhere was named on purpose."""
+    kind, _colon, path = remote.partition(":")
+    return kind != "unix" or (Path(path).parent.is_dir() and any(Path(path).parent.iterdir()))
 
 
 @contextmanager

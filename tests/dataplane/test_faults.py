@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -215,6 +217,29 @@ def test_stopping_the_agent_leaves_nothing(site: Site) -> None:
     assert site.agent.stop() == 0
     assert _of_ours(site) == []
     assert not (site.lab.run_dir / "bpf" / "maps").exists()
+
+
+def test_cleaning_up_tells_what_it_could_not_reach(site: Site) -> None:
+    """Whoever uninstalls is told that mirrors stay where the database does not answer, and the next try takes them."""
+    site.pod("web")
+    site.tap("web")
+    site.agent.kill()
+    site.lab.switch.stop_ovsdb()
+    first = _clean_up(site)
+    assert first.returncode == 1
+    assert "no Open vSwitch database answers" in first.stderr and "run --cleanup again" in first.stderr and "Traceback" not in first.stderr
+    site.lab.switch.start_ovsdb()
+    second = _clean_up(site)
+    assert (second.returncode, _of_ours(site)) == (0, []), second.stderr
+
+
+def _clean_up(site: Site) -> subprocess.CompletedProcess[str]:
+    lab = site.lab
+    agent = str(Path(sys.executable).parent / "vtap-agent")
+    places = [f"--run-dir={lab.run_dir}", f"--state-dir={lab.state_dir}", f"--ovsdb={lab.switch.db_remote}", "--node=node-a"]
+    command = ["ip", "netns", "exec", lab.node, agent, "--cleanup", *places]
+    environment = {**os.environ, **lab.switch.environment}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60 * PATIENCE, check=False)
 
 
 def _of_ours(site: Site) -> list[str]:

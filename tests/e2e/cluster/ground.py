@@ -31,6 +31,7 @@ def prepare(cache: Cache) -> dict[str, str]:
     if not PATH.exists():
         run(["ip", "netns", "add", NAMESPACE])
     run(["ip", "-n", NAMESPACE, "link", "set", "lo", "up"])
+    _leave_bridged_packets_alone()
     raise_watch_limit(_watch_limit(cache))
     wrapped = cache.folder("wrapped") / "podman"
     settings = wrapped.with_name("containers.conf")
@@ -41,6 +42,13 @@ def prepare(cache: Cache) -> dict[str, str]:
         run([wrapped, "network", "create", NETWORK])
     path = f"{wrapped.parent}:{cache.bin}:{os.environ['PATH']}"
     return {"PATH": path, "KIND_EXPERIMENTAL_PROVIDER": "podman", "KIND_EXPERIMENTAL_PODMAN_NETWORK": NETWORK}
+
+
+def _leave_bridged_packets_alone() -> None:
+    """Else podman's masquerading gives what nodes send to each other's pods, over one bridge, the bridge's own address."""
+    for family in ("iptables", "ip6tables"):
+        if Path(f"/proc/sys/net/bridge/bridge-nf-call-{family}").exists():
+            run([*ENTER, "sysctl", "--quiet", "--write", f"net.bridge.bridge-nf-call-{family}=0"])
 
 
 def clear(cache: Cache) -> None:

@@ -1,0 +1,49 @@
+"""One installation for all cases; each case's ledger closes."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.cases.installation import Installation, installation_on
+from tests.e2e.cases.scene import Scene
+from tests.e2e.cluster.commands import ClusterError
+from tests.e2e.cluster.handle import Cluster
+
+
+@pytest.fixture(scope="session")
+def installed(cluster: Cluster) -> Iterator[Installation]:
+    """The chart of this checkout, installed by Helm; gone afterwards if no case has uninstalled it.
+
+    A release that is there already is used as it is, and stays.
+    """
+    product = installation_on(cluster)
+    if product.is_installed():
+        product.is_ready()
+        yield product
+        return
+    product.before = cluster.snapshots()
+    product.install()
+    yield product
+    with contextlib.suppress(ClusterError):  # The case of uninstalling judges; here it only tidies up after a failure.
+        product.uninstall()
+
+
+@pytest.fixture
+def scene(installed: Installation, tmp_path: Path) -> Iterator[Scene]:
+    """A namespace on the installation. At the end every tap's ledger accounts for every packet; the rest goes by itself."""
+    kubectl, name = installed.cluster.kubectl, f"e2e-{secrets.token_hex(3)}"
+    kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    made = Scene(installed, name, tmp_path)
+    try:
+        yield made
+        for tap in made.taps():
+            if tap not in made.unclosed:
+                made.closes(tap)
+    finally:
+        kubectl.delete("vtap", "--all", namespace=name)
+        kubectl.delete("namespace", name, wait=False)

@@ -1,0 +1,166 @@
+"""Things break, one at a time: originals fare no worse than without a tap, and every copy is accounted for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests.e2e.cases.faults import Fared, suffer
+from tests.e2e.cases.installation import NAMESPACE, Installation
+from tests.e2e.cases.scene import Scene, expect_each_once, point
+from tests.e2e.cluster.commands import ClusterError
+from tests.e2e.cluster.kubectl import Resource
+from tests.e2e.cluster.pods import RunningPod, is_ready
+from vtap_lab.errors import comes_true, wait_for
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Two pairs of pods across the workers, of which the first is tapped."""
+
+    scene: Scene
+    web: RunningPod
+    client: RunningPod
+    untapped: tuple[RunningPod, RunningPod]
+
+    @property
+    def product(self) -> Installation:
+        return self.scene.product
+
+
+@pytest.fixture
+def stage(scene: Scene) -> Iterator[Stage]:
+    web, client, *untapped = scene.pods(web=0, client=1, plain_1=0, plain_2=1)
+    scene.tap("web")
+    yield Stage(scene, web, client, (untapped[0], untapped[1]))
+
+
+def fares(stage: Stage, fault: Callable[[], None]) -> Fared:
+    """What became of both streams; the tapped one must not have fared worse."""
+    fared = suffer(stage.scene, (stage.web, stage.client), stage.untapped, fault)
+    fared.expect_no_harm()
+    return fared
+
+
+def test_agent_killed_leaves_no_gap_in_the_copies(stage: Stage) -> None:
+    node = stage.web.node.name
+    pod = stage.product.pod_of("agent", node)
+
+    def fault() -> None:
+        stage.product.kill(pod, "vtap-agent")
+        restarted(stage.product, pod)
+
+    fared = fares(stage, fault)
+    summary = stage.scene.closes("web")
+    assert summary["lost"] == 0
+    expect_each_once(stage.scene.stored("web"), fared.tapped.exchanged.sent, point(stage.web, "egress"))
+
+
+def test_operator_killed_matters_to_nobody(stage: Stage) -> None:
+    pod = stage.product.pod_of("operator")
+
+    def fault() -> None:
+        stage.product.kill(pod, "vtap-operator")
+        stage.scene.remove_tap("web")  # Nothing of ours holds it back.
+        stage.scene.write_tap("web")
+        restarted(stage.product, pod)
+
+    fares(stage, fault)
+    stage.scene.delivers("web", pods=1)
+    after = stage.scene.exchange(stage.web, stage.client, 200).finish()
+    stage.scene.closes("web")
+    expect_each_once(stage.scene.stored("web"), after.sent, point(stage.web, "egress"))
+
+
+def test_collector_killed_loses_only_what_it_missed(stage: Stage) -> None:
+    pod = stage.product.pod_of("collector", destination="default")
+
+    def fault() -> None:
+        stage.product.kill(pod, "vtap-collector")
+        restarted(stage.product, pod)
+        stage.scene.delivers("web", pods=1)
+
+    fared = fares(stage, fault)
+    summary = stage.scene.closes("web")
+    found = stage.scene.stored("web")
+    sent = fared.tapped.exchanged.sent
+    twice = [one for one in sent if found[point(stage.web, "egress"), one] > 1]
+    missing = [one for one in sent if found[point(stage.web, "egress"), one] == 0]
+    assert twice == []
+    assert len(missing) <= summary["lost"] + summary["dropped"], "what is missing is said to be"
+    expect_each_once(found, sent[-200:], point(stage.web, "egress"))
+
+
+def test_collector_pod_deleted_moves_the_copies(stage: Stage) -> None:
+    """Another pod, another address: nobody has to do anything."""
+    pod = stage.product.pod_of("collector", destination="default")
+
+    def fault() -> None:
+        stage.product.cluster.kubectl.delete("pod", pod["metadata"]["name"], namespace=NAMESPACE)
+        stage.product.pod_of("collector", destination="default")
+        stage.product.destination_is_ready("default")
+        stage.scene.delivers("web", pods=1)
+
+    fared = fares(stage, fault)
+    stage.scene.closes("web")
+    expect_each_once(stage.scene.stored("web"), fared.tapped.exchanged.sent[-200:], point(stage.web, "egress"))
+
+
+def test_vswitchd_killed_comes_back_with_the_tap(stage: Stage) -> None:
+    node = stage.web.node
+    [before] = node.run("pidof", "ovs-vswitchd").split()
+
+    def fault() -> None:
+        node.run("kill", "-9", before)
+        wait_for(lambda: node.run("pidof", "ovs-vswitchd", check=False).strip() not in ("", before), 60, "a new one", every=0.3)
+
+    fares(stage, fault)
+    stage.scene.delivers("web", pods=1)
+    after = stage.scene.exchange(stage.web, stage.client, 200).finish()
+    stage.scene.closes("web")
+    expect_each_once(stage.scene.stored("web"), after.sent, point(stage.web, "egress"))
+
+
+def test_api_server_away_stops_no_copy(stage: Stage) -> None:
+    """Copies go on, and also after an agent that starts while there is no API server: it remembers."""
+    kubectl = stage.product.cluster.kubectl
+    [leader] = [node for node in stage.product.cluster.nodes if node not in stage.product.cluster.workers]
+    manifest, aside = "/etc/kubernetes/manifests/kube-apiserver.yaml", "/etc/kubernetes/kube-apiserver.yaml"
+    agent = stage.product.pod_of("agent", stage.web.node.name)
+
+    def answers() -> bool:
+        try:
+            kubectl.run("get", "--raw", "/readyz", timeout=10)
+        except ClusterError:
+            return False
+        return True
+
+    def fault() -> None:
+        leader.run("mv", manifest, aside)
+        try:
+            wait_for(lambda: not answers(), 90, "the API server goes away", every=0.5)
+            stage.product.kill(agent, "vtap-agent")
+            comes_true(lambda: False, 8, every=1)
+        finally:
+            leader.run("mv", aside, manifest)
+        wait_for(answers, 180, "the API server comes back", every=1)
+
+    fared = fares(stage, fault)
+    stage.scene.delivers("web", pods=1)
+    summary = stage.scene.closes("web")
+    assert summary["lost"] == 0
+    expect_each_once(stage.scene.stored("web"), fared.tapped.exchanged.sent, point(stage.web, "egress"))
+    stage.product.is_ready()
+
+
+def restarted(product: Installation, pod: Resource) -> None:
+    """Return once the pod's container runs anew and is ready."""
+    [before] = pod["status"]["containerStatuses"]
+
+    def holds(now: Resource) -> bool:
+        [container] = now["status"]["containerStatuses"]
+        return container["restartCount"] > before["restartCount"] and is_ready(now)
+
+    product.cluster.kubectl.until("pod", pod["metadata"]["name"], holds, "it runs anew", namespace=NAMESPACE, timeout=120)

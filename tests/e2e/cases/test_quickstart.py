@@ -1,0 +1,71 @@
+"""What a new user does: install, apply one file, see the packets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.e2e.cases.installation import CHART, RELEASE, Installation, is_true, says
+from tests.e2e.cases.scene import Scene, expect_each_once, expect_none, point
+from tests.e2e.cluster.cache import CHECKOUT
+from tests.e2e.cluster.commands import run
+from vtap_lab import capture
+
+EXAMPLE = CHECKOUT / "examples" / "quickstart.yaml"
+
+
+@pytest.fixture
+def shop(installed: Installation, tmp_path: Path) -> Iterator[Scene]:
+    """A namespace whose name the scene made up; the example names another."""
+    with installed.cluster.namespace("shop") as name:
+        yield Scene(installed, name, tmp_path)
+
+
+def test_helm_test_succeeds(installed: Installation) -> None:
+    assert "Succeeded" in installed.test()
+
+
+def test_quickstart(shop: Scene) -> None:
+    """The shortest tap takes every interface, and says which of them are not on Open vSwitch; the others deliver."""
+    web, client = shop.pods(web=0, client=1)
+    tap = yaml.safe_load(EXAMPLE.read_text())
+    tap["metadata"]["namespace"] = shop.namespace
+    kubectl = shop.product.cluster.kubectl
+    kubectl.apply(tap)
+    kubectl.until("vtap", "web", is_true("Accepted", "Delivering"), "copies arrive", namespace=shop.namespace, timeout=120)
+    kubectl.until(
+        "vtap", "web", says("Programmed", "False", reason="NoPort", words=("eth0",)), "eth0 is named", namespace=shop.namespace
+    )
+    kubectl.patch("vtap", "web", {"spec": {"interfaces": ["net1"]}}, shop.namespace)
+    shop.delivers("web", pods=1)
+    out, back = shop.exchange(web, client, 300), shop.exchange(client, web, 300)
+    sent, received = out.finish(), back.finish()
+    summary = shop.closes("web")
+    found = shop.stored("web")
+    expect_each_once(found, sent.sent, point(web, "egress"))
+    expect_each_once(found, received.received, point(web, "ingress"))
+    expect_none(found, sent, point(web, "ingress"))
+    assert summary["lost"] == 0 and summary["seen"] >= 600
+
+    read = shop.folder / "read.pcapng"
+    shop.product.vtap("packets", "web", "--stored", "-w", str(read), namespace=shop.namespace)
+    assert capture.numbered(read) == found
+    tree = shop.product.vtap("status", "web", namespace=shop.namespace)
+    assert all(word in tree for word in (f"{shop.namespace}/web", web.node.name, "net1"))
+
+
+def test_everything_rendered_is_taken_by_the_api_server(installed: Installation, namespace: str) -> None:
+    """`helm template | kubectl apply --dry-run=server`, also of what values turn on, for a namespace where nothing is yet."""
+    version = (
+        f"--kube-version={json.loads(installed.cluster.kubectl.run('version', '-o', 'json'))['serverVersion']['gitVersion']}"
+    )
+    for values in ((), ("--set=agent.privileged=true,agent.bpffs.mount=true",), ("--set=certificates.existing=true",)):
+        rendered = run([installed.cluster.helm_program, "template", RELEASE, CHART, version, f"--namespace={namespace}", *values])
+        told = installed.cluster.kubectl.run(
+            "apply", "--dry-run=server", "--server-side", "--force-conflicts", "-f", "-", stdin=rendered
+        )
+        assert "daemonset.apps/vtap-agent serverside-applied" in told

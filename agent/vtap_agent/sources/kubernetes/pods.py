@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +18,9 @@ from vtap_api.values import FrozenMap
 OVER = frozenset({"Succeeded", "Failed"})
 MIRROR_ANNOTATION = "kubernetes.io/config.mirror"
 """Of a static pod: the UID that kubelet knows it by, and so does its cgroup."""
+_STATIC_UID = re.compile(r"[0-9a-f]{32}")
+"""As kubelet makes it, a hash. All others have UUIDs, with dashes. Whoever may make pods may write the annotation, too: it must not
+name another's pod, whose packets would be copied in his stead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +65,25 @@ def record_of(item: Object) -> PodRecord | None:
         uid=uid,
         labels=FrozenMap(metadata.get("labels") or {}),
         host_network=bool(spec.get("hostNetwork")),
-        cgroup_uid=(metadata.get("annotations") or {}).get(MIRROR_ANNOTATION, uid),
+        cgroup_uid=_cgroup_uid(uid, (metadata.get("annotations") or {}).get(MIRROR_ANNOTATION, "")),
     )
 
 
+def _cgroup_uid(uid: str, mirrored: str) -> str:
+    return mirrored if _STATIC_UID.fullmatch(mirrored) else uid
+
+
 def pods_of(records: Mapping[str, PodRecord], paths: Mapping[str, str]) -> tuple[Pod, ...]:
-    """Pods with the paths of their network namespaces, which are found by the UID of the cgroup. Pure."""
+    """Pods with the paths of their network namespaces, which are found by the UID of the cgroup. Pure.
+
+    Of pods that claim the same one, none has it: only one of them can be right, and nothing tells which.
+    """
+    claims = Counter(record.cgroup_uid for record in records.values())
     return tuple(
         Pod(
             PodRef(record.namespace, record.name, record.uid),
             record.labels,
-            "" if record.host_network else paths.get(record.cgroup_uid, ""),
+            "" if record.host_network or claims[record.cgroup_uid] > 1 else paths.get(record.cgroup_uid, ""),
             record.host_network,
         )
         for _, record in sorted(records.items())

@@ -6,6 +6,8 @@ PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
 FUZZ_SECONDS ?= 20
 KEEP ?=
+CLUSTER ?=
+NETWORK ?=
 
 .DEFAULT_GOAL := help
 
@@ -25,7 +27,12 @@ demo: ## See it work: a tap on real Open vSwitch, in network namespaces of its o
 .PHONY: test
 test: ## Run the tests, at most 10 minutes (PYTEST_ARGS="-k lab" runs some of them)
 	@scripts/setup test
-	@$(PYTHON) -m pytest $(PYTEST_ARGS)
+	@$(PYTHON) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile $(PYTEST_ARGS)
+
+.PHONY: e2e
+e2e: ## Run the whole product on Kubernetes: a kind cluster of its own, or CLUSTER=existing (NETWORK=local|upstream|preinstalled)
+	@scripts/setup e2e
+	@VTAP_E2E_CLUSTER=$(CLUSTER) VTAP_E2E_NETWORK=$(filter-out preinstalled,$(NETWORK)) $(PYTHON) -m tests.e2e $(PYTEST_ARGS)
 
 .PHONY: check
 check: ## Lint, type-check, compare what is generated with its source, fuzz the collector (FUZZ_SECONDS=20)

@@ -19,8 +19,8 @@ from vtap_lab.lab import BRIDGE, Lab
 pytestmark = pytest.mark.slow
 
 LEASE = 10.0
-PAIR = ("vtn", "vtf")
-"""How the names of the normalising pair begin, which stays as long as the agent."""
+PAIR = ("vtn", "vtf", "vtc", "vtd")
+"""How the names of the normalising pairs begin, which stay as long as the agent."""
 OUTAGE_NOISE = 300
 """Datagrams, at 1,000 a second, by which two restarts of the same daemon may differ."""
 
@@ -176,7 +176,7 @@ def test_veth_deleted_under_the_tap(site: Site) -> None:
     assert lost_originals(exchange) == 0
     expect_each_once(site.stored("web"), exchange, point(other, "egress"))
     site.remove_tap("web")
-    wait_for(lambda: not [name for name in _of_ours(site) if not name.startswith(PAIR)], PATIENCE, "nothing is left but the pair")
+    wait_for(lambda: not [name for name in _of_ours(site) if not name.startswith(PAIR)], PATIENCE, "nothing is left but the pairs")
 
 
 def test_destination_black_holed_and_back(site: Site) -> None:

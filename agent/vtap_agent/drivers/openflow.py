@@ -6,6 +6,7 @@ that neither a controller nor its connection is touched.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 from collections.abc import Iterator
@@ -68,8 +69,10 @@ class _Dialogue:
         version, kind, _ = self._receive()
         if version < VERSION or kind != HELLO:
             raise self._unspoken()
-        # Each end takes the lower of both versions; who allows no 1.0 answers with an error or closes.
-        self._send(ECHO_REQUEST)
+        # Each end takes the lower of both versions; who allows no 1.0 answers with an error and closes, perhaps before we have
+        # asked on: its reason can be read all the same.
+        with contextlib.suppress(BrokenPipeError):
+            self._send(ECHO_REQUEST)
         self._await(ECHO_REPLY)
 
     def _unspoken(self) -> TellUser:

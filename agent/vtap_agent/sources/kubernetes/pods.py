@@ -19,8 +19,8 @@ OVER = frozenset({"Succeeded", "Failed"})
 MIRROR_ANNOTATION = "kubernetes.io/config.mirror"
 """Of a static pod: the UID that kubelet knows it by, and so does its cgroup."""
 _STATIC_UID = re.compile(r"[0-9a-f]{32}")
-"""As kubelet makes it, a hash. All others have UUIDs, with dashes. Whoever may make pods may write the annotation, too: it must not
-name another's pod, whose packets would be copied in his stead."""
+"""As kubelet makes it, a hash; all others are UUIDs, with dashes. Whoever may make pods may write the annotation, too: it must
+not name another's pod, whose packets would be copied in its stead."""
 
 
 @dataclass(frozen=True, slots=True)

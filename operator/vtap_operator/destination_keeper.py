@@ -62,14 +62,26 @@ class DestinationKeeper:
         if destination is None:
             self.queue.forget(name)
             return
-        if destination.is_run_here:
+        if destination.model is None:
+            # What runs goes on, as it does on the nodes: a newer version's destination must not cost what was captured.
+            await self._say(destination, self._follow(destination, "") if destination.collector else not_run_here(destination))
+        elif destination.is_run_here:
+            before = self._follow(destination, "")
+            if destination.collector is not None and not before.address:
+                # At once, whether or not anything can be applied: the address may be another pod's by now.
+                await self._say(destination, before)
+                self.queue.mark(name)
+                return
             failure = await self._apply(destination)
-            published = destination.collector[0] if destination.collector else ""
-            state = collectors.follow(collectors.pods_of(name, self._world.collector_pods.values()), published, failure)
+            await self._say(destination, self._follow(destination, failure))
         else:
             await self._clear_away(destination)
-            state = not_run_here(destination)
-        await self._say(destination, state)
+            await self._say(destination, not_run_here(destination))
+
+    def _follow(self, destination: Destination, failure: str) -> CollectorState:
+        address = destination.collector[0] if destination.collector else ""
+        pods = collectors.pods_of(destination.name, self._world.collector_pods.values())
+        return collectors.follow(pods, address, failure)
 
     async def _apply(self, destination: Destination) -> str:
         """A sentence where the API server refuses what its collector needs."""
@@ -129,6 +141,8 @@ class DestinationKeeper:
 
 def published(destination: Destination, address: str, namespace: str) -> tuple[str, int, str] | None:
     """Address, port and URL for the status. A port is never 0 there; transports without ports ignore it."""
+    if address and destination.model is None and destination.collector is not None:
+        return (address, *destination.collector[1:])
     if not address or destination.model is None or destination.model.spec.collector is None:
         return None
     port = destination.model.spec.collector.data_port or 4754

@@ -150,6 +150,8 @@ class PeerKeeper:
     # Writing.
 
     async def _write(self, name: str) -> None:
+        if not self.index.started and self._users_of(name):
+            return  # Nothing is resolved yet: an empty slice would be taken for nobody. `_start` marks all.
         wanted = self._wanted_slice(name)
         if wanted is None:
             if name in self._published:
@@ -163,6 +165,10 @@ class PeerKeeper:
         body = slice_object(key, selector_hash, index, count, addresses, self._namespace)
         answer = await self._client.apply(TAP_PEER_SLICES, body)
         self._published[name] = (said, _version(self.slices.read(answer)))
+
+    def _users_of(self, name: str) -> bool:
+        parsed = parse_name(name)
+        return parsed is not None and parsed[0] in self._by_hash
 
     def _wanted_slice(self, name: str) -> tuple[PeerKey, str, int, int, list[str]] | None:
         parsed = parse_name(name)

@@ -17,6 +17,10 @@ from vtap_api.selectors import NAMESPACE_NAME_LABEL
 from vtap_operator.peers.layout import Layout, pack
 from vtap_operator.peers.selectors import Matcher, PeerKey, matcher, parsed
 
+STALE_KINDS = 1000
+"""Kinds of pods that go, at least, until labels that nothing has any more are forgotten: each job's pods have labels of their
+own."""
+
 Pair = tuple[str, str]
 LabelSet = tuple[Pair, ...]
 Labels = Mapping[str, str]
@@ -207,6 +211,7 @@ class PeerIndex:
         self._pods: dict[str, PodEntry] = {}
         self._services: dict[str, ServiceEntry] = {}
         self._pairs: dict[Pair, Pair] = {}
+        self._kinds = self._kinds_gone = 0
         self._nodes: dict[str, str] = {}
         self._listing = {"pods": 0, "services": 0}
         self._changed: dict[Group, set[int]] = defaultdict(set)
@@ -377,6 +382,7 @@ class PeerIndex:
         kind = place.kinds.get(labels)
         if kind is None:
             kind = place.kinds[labels] = Kind(place.name, labels)
+            self._kinds += 1
             for service in place.services.values():
                 if service.selector <= set(labels):
                     kind.services = (*kind.services, service)
@@ -503,6 +509,17 @@ class PeerIndex:
         for service in kind.services:
             service.kinds.discard(kind)
         del self._namespaces[kind.namespace].kinds[kind.labels]
+        self._kinds -= 1
+        self._kinds_gone += 1
+        if self._kinds_gone > max(STALE_KINDS, self._kinds):
+            self._forget_labels()
+
+    def _forget_labels(self) -> None:
+        """Those that no pod and no Service has. Its cost is shared by as many kinds as it looks at."""
+        self._kinds_gone = 0
+        used = {pair for place in self._namespaces.values() for kind in place.kinds.values() for pair in kind.labels}
+        used.update(pair for service in self._services.values() for pair in service.selector)
+        self._pairs = {pair: pair for pair in used}
 
     def _select(self, kind: Kind, groups: tuple[Group, ...]) -> None:
         """Make these the groups that select a kind of pods."""

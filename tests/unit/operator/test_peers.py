@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vtap_operator.peers.index import PeerIndex
+from vtap_operator.client import Client
+from vtap_operator.peer_keeper import PeerKeeper
+from vtap_operator.peers.index import STALE_KINDS, PeerIndex
 from vtap_operator.peers.layout import Layout, pack
 from vtap_operator.peers.selectors import PeerKey, brute_force
+from vtap_operator.peers.slices import slice_name
+from vtap_operator.resources import Resource
 
 NAMESPACES = ("shop", "bank", "lab")
 LABELS = st.dictionaries(st.sampled_from(["app", "tier"]), st.sampled_from(["web", "db"]), max_size=2)
@@ -225,3 +231,50 @@ def test_slices_that_are_there_already_stay_as_they_are_after_a_restart() -> Non
     index.start({key: held})
     (group,) = index.groups
     assert [[index.addresses.text(n) for n in one] for one in group.layout.slices] == [everything[900:], everything[:900]]
+
+
+def test_labels_of_pods_that_are_gone_are_forgotten() -> None:
+    """Every run of a job has labels of its own."""
+    index = PeerIndex()
+    index.start()
+    index.put_service("shop", "web", {"app": "web"}, ["10.96.0.1"])
+    index.put_pod("shop", "web-0", {"app": "web", "pod": "0"}, ["10.0.0.1"])
+    for number in range(3 * STALE_KINDS):
+        index.put_pod("shop", f"job-{number}", {"controller-uid": str(number)}, ["10.0.0.2"])
+        index.drop_pod("shop", f"job-{number}")
+    assert len(index._pairs) < 2 * STALE_KINDS
+    assert {("app", "web"), ("pod", "0")} <= index._pairs.keys()
+
+
+def test_no_slice_is_written_before_anything_is_resolved() -> None:
+    """Its addresses would be none, which a node would take for an answer."""
+
+    class Api:
+        def __init__(self) -> None:
+            self.said: list[str] = []
+
+        async def apply(self, _resource: Resource, body: Mapping[str, Any]) -> bytes:
+            self.said.append(body["metadata"]["name"])
+            return b'{"metadata": {"resourceVersion": "8"}}'
+
+        async def delete(self, _resource: Resource, name: str, _namespace: str) -> None:
+            self.said.append(f"no {name}")
+
+    async def main() -> None:
+        api = Api()
+        keeper = PeerKeeper(cast("Client", api), "vtap-system", asyncio.Event())
+        key = PeerKey("shop", '{"matchLabels":{"app":"db"}}', None)
+        name = slice_name(key.hash, 0)
+        keeper.change((), (key,))
+        keeper.queue.mark(name)
+        queue = asyncio.create_task(keeper.queue.run())
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert api.said == []
+        keeper._start()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert api.said == [name]
+        queue.cancel()
+
+    asyncio.run(main())

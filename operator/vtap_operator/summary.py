@@ -11,6 +11,8 @@ from vtap_operator.records import Report, Said
 
 NAMED = 3
 """Nodes that a sentence names; the others are counted."""
+GOES_ON = frozenset({"Invalid", "TooManyPeers"})
+"""Refusals of a version of a tap, not of the tap: where an earlier one is in force, nodes go on with that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class Picture:
 
 def summarise(picture: Picture) -> TapStatus:
     """The status, with conditions that have no times yet."""
-    reports = picture.reports.values()
+    reports = [report for node, report in picture.reports.items() if _counts(picture, node)]
     counted = sum(picture.pods.values()) if picture.pods is not None else sum(report.matched for report in reports)
     attached = sum(report.attached for report in reports)
     failed = sum(report.failed for report in reports)
@@ -58,6 +60,9 @@ def _accepted(picture: Picture) -> Said:
 
 def _programmed(picture: Picture, attached: int) -> Said:
     if picture.refusal is not None:
+        if picture.refusal.reason in GOES_ON and attached:
+            earlier = f"; {_count(attached, 'pod')} {_be(attached)} copied as an earlier version says"
+            return Said("False", "NotAccepted", "it is not in force as it stands: " + picture.refusal.sentence + earlier)
         return Said("False", "NotAccepted", "nothing is copied: " + picture.refusal.sentence)
     if picture.pods is not None and not picture.pods:
         return Said("False", "NoPods", "spec.podSelector: matches no pod of this namespace")
@@ -74,6 +79,12 @@ def _delivering(picture: Picture) -> Said:
         return other
     said = [picture.reports[node].delivering for node in _concerned(picture)]
     return Said("True", said[0].reason or "Confirmed", said[0].message)
+
+
+def _counts(picture: Picture, node: str) -> bool:
+    """Whether what a node says is of pods that are there: an agent that is gone may have left its last word."""
+    goes_on = picture.refusal is not None and picture.refusal.reason in GOES_ON
+    return goes_on or picture.pods is None or bool(picture.pods.get(node))
 
 
 def _concerned(picture: Picture) -> list[str]:

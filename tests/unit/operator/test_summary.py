@@ -93,6 +93,20 @@ def test_a_refused_tap_says_why_wherever_one_looks() -> None:
     assert said(made, "Programmed") == ("False", "NotAccepted", "nothing is copied: spec.destinationRef.name: there is no …")
 
 
+def test_a_version_that_is_refused_does_not_hide_that_an_earlier_one_goes_on() -> None:
+    unread = Refusal("Invalid", "spec.filter: cannot be read")
+    made = status({"a": replace(REPORT, generation=2)}, {}, refusal=unread)
+    what = "it is not in force as it stands: spec.filter: cannot be read; 1 pod is copied as an earlier version says"
+    assert said(made, "Programmed") == ("False", "NotAccepted", what)
+    assert said(status({}, {}, refusal=unread), "Programmed")[2] == "nothing is copied: spec.filter: cannot be read"
+
+
+def test_the_last_word_of_an_agent_whose_pods_are_gone_is_not_counted() -> None:
+    made = status({"a": REPORT, "left": REPORT, "failed": BROKEN}, {"a": 1}, agents={"a"})
+    assert (made.matched, made.attached, made.failed) == (1, 1, 0)
+    assert said(made, "Programmed")[2] == "1 pod on 1 node is copied"
+
+
 REPORTS = st.dictionaries(
     st.sampled_from("abcd"),
     st.builds(

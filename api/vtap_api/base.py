@@ -8,6 +8,7 @@ from typing import Annotated, Any, cast
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
+from vtap_api.cel import Rule, validations
 from vtap_api.problems import fault, show
 
 API_GROUP = "vtap.dev"
@@ -45,17 +46,14 @@ class Model(BaseModel):
         return {key: value for key, value in entries.items() if value is not None or key not in known}
 
 
-def rules(*pairs: tuple[str, str]) -> ConfigDict:
-    """CEL rules of a model as (expression, message); the API server checks them, and our own validators do the same."""
-    return ConfigDict(json_schema_extra={"x-kubernetes-validations": [{"rule": rule, "message": said} for rule, said in pairs]})
+def rules(*said: Rule) -> ConfigDict:
+    """CEL rules of a model; the API server checks them, and our own validators do the same."""
+    return ConfigDict(json_schema_extra=validations(*said))
 
 
-def list_of(kind: str, *pairs: tuple[str, str]) -> dict[str, Any]:
+def list_of(kind: str, *said: Rule) -> dict[str, Any]:
     """Schema extras of a list field: its x-kubernetes-list-type and CEL rules."""
-    extra: dict[str, Any] = {"x-kubernetes-list-type": kind}
-    if pairs:
-        extra["x-kubernetes-validations"] = [{"rule": rule, "message": said} for rule, said in pairs]
-    return extra
+    return {"x-kubernetes-list-type": kind, **validations(*said)}
 
 
 def _check_flag(value: Any) -> bool:

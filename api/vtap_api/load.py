@@ -183,8 +183,6 @@ def _known_field(path: Path, model: type[BaseModel]) -> str:
     around = _model_at(path[:-1], model)
     if around is None:
         return "remove it"
-    if path[-1] == "namespace":
-        return "remove it, as objects of this kind belong to the whole cluster"
     names = [field.alias or "" for field in around.model_fields.values()]
     close = _closest(path[-1], names)
     return f"did you mean {close}?" if close else f"the fields there are {', '.join(names)}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from pydantic import Field, model_validator
 
@@ -16,11 +17,13 @@ ANNOTATION_VALUE = Text(262144, "text")
 GENERATIONS = Between(0, LARGEST)
 
 
-class ClusterMeta(Model):
-    """Metadata of a cluster-scoped object. What the API server fills in is taken and kept."""
+class ObjectMeta(Model):
+    """Metadata of any object. What the API server fills in is taken and kept."""
 
     name: Annotated[str, DnsSubdomain]
     """Unique among objects of the kind: a DNS name of at most 253 characters."""
+    generate_name: Annotated[str, Text(253, "the beginning of a name")] = ""
+    """What the API server made the name of."""
     labels: Labels = Field(default_factory=FrozenMap)
     """For selectors and people."""
     annotations: Annotated[FrozenMap, StringMap(ANNOTATION_VALUE, 256)] = Field(default_factory=FrozenMap)
@@ -45,7 +48,19 @@ class ClusterMeta(Model):
     """Set by the API server."""
 
 
-class NamespacedMeta(ClusterMeta):
+class ClusterMeta(ObjectMeta):
+    """Metadata of a cluster-scoped object. A namespace says nothing there and is dropped, as the API server drops it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_namespace(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        entries = cast("Mapping[str, Any]", data)
+        return {key: value for key, value in entries.items() if key != "namespace"}
+
+
+class NamespacedMeta(ObjectMeta):
     """Metadata of an object in a namespace."""
 
     namespace: Annotated[str, DnsLabel] = "default"
@@ -68,6 +83,7 @@ class LabelSelectorRequirement(Model):
         (
             "(self.operator in ['In', 'NotIn']) == (has(self.values) && size(self.values) > 0)",
             "In and NotIn need values; Exists and DoesNotExist take none",
+            ".values",
         )
     )
 
@@ -90,13 +106,6 @@ class LabelSelectorRequirement(Model):
 
 class LabelSelector(Model):
     """Selects by labels, as everywhere in Kubernetes: all parts must hold; an empty selector selects everything."""
-
-    model_config = rules(
-        (
-            "!has(self.matchLabels) || self.matchLabels.all(key, size(key) <= 317)",
-            "a label key has at most 317 characters",
-        )
-    )
 
     match_labels: Labels = Field(default_factory=FrozenMap)
     """Labels that must be there with exactly these values."""

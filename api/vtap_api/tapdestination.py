@@ -67,7 +67,7 @@ class CollectorControl(Model):
 
     model_config = rules(
         ("has(self.url) != has(self.unixSocket)", "write exactly one of url and unixSocket"),
-        ("!has(self.url) || has(self.tokenFile)", "url needs tokenFile, as anybody could reach it"),
+        ("!has(self.url) || has(self.tokenFile)", "url needs tokenFile, as anybody could reach it", ".tokenFile"),
     )
 
     url: Annotated[str, HttpUrl] | None = None
@@ -104,7 +104,11 @@ class CollectorStorage(Model):
     """Where a collector that the operator runs keeps its files. The oldest are deleted before `size` is reached."""
 
     model_config = rules(
-        ("!has(self.storageClassName) || self.type == 'PersistentVolumeClaim'", "storageClassName goes with a claim"),
+        (
+            "!has(self.storageClassName) || self.type == 'PersistentVolumeClaim'",
+            "storageClassName goes with a claim",
+            ".storageClassName",
+        ),
     )
 
     type: StorageKind = StorageKind.EMPTY_DIR
@@ -125,10 +129,11 @@ class CollectorTarget(Model):
     """A collector of ours. On one machine say where it is; in a cluster leave this empty, and the operator runs one."""
 
     model_config = rules(
-        ("has(self.address) == has(self.control)", "address and control go together"),
-        ("!has(self.port) || has(self.address)", "port needs address"),
-        ("!has(self.address) || !has(self.storage)", "storage is of a collector that the operator runs"),
-        ("!has(self.port) || self.transport in ['GREInUDP', 'VXLAN']", "port needs transport GREInUDP or VXLAN"),
+        ("!has(self.address) || has(self.control)", "address and control go together", ".control"),
+        ("!has(self.control) || has(self.address)", "address and control go together", ".address"),
+        ("!has(self.port) || has(self.address)", "port needs address", ".port"),
+        ("!has(self.address) || !has(self.storage)", "storage is of a collector that the operator runs", ".storage"),
+        ("!has(self.port) || self.transport in ['GREInUDP', 'VXLAN']", "port needs transport GREInUDP or VXLAN", ".port"),
     )
 
     address: Address | None = None
@@ -201,7 +206,7 @@ class AllowedNamespaces(Model):
     """Whose taps may use a destination."""
 
     model_config = rules(
-        ("(self.from == 'Selector') == has(self.selector)", "selector goes with from: Selector, and only with it")
+        ("(self.from == 'Selector') == has(self.selector)", "selector goes with from: Selector, and only with it", ".selector")
     )
 
     from_: NamespacesFrom = NamespacesFrom.ALL
@@ -221,7 +226,7 @@ class AllowedNamespaces(Model):
 class StreamIds(Model):
     """How copies of different tap points are told apart."""
 
-    model_config = rules(("(self.type == 'Fixed') == has(self.fixed)", "fixed goes with type Fixed, and only with it"))
+    model_config = rules(("(self.type == 'Fixed') == has(self.fixed)", "fixed goes with type Fixed, and only with it", ".fixed"))
 
     type: IdsKind = IdsKind.PER_STREAM
     """`PerStream`: each tap point has a key of its own. `Fixed`: all copies carry `fixed`."""
@@ -245,8 +250,12 @@ class TapDestinationSpec(Model):
 
     model_config = rules(
         (f"[{_GIVEN}].filter(given, given).size() == 1", f"write exactly one of {', '.join(KINDS)}"),
-        ("has(self.gre) || has(self.vxlan) || self.ids.type == 'PerStream'", "fixed ids go with gre and vxlan only"),
-        ("!has(self.vxlan) || !has(self.ids.fixed) || self.ids.fixed <= 16777215", "a VXLAN network identifier has 24 bits"),
+        ("has(self.gre) || has(self.vxlan) || self.ids.type == 'PerStream'", "fixed ids go with gre and vxlan only", ".ids.type"),
+        (
+            "!has(self.vxlan) || !has(self.ids.fixed) || self.ids.fixed <= 16777215",
+            "a VXLAN network identifier has 24 bits",
+            ".ids.fixed",
+        ),
     )
 
     collector: CollectorTarget | None = None

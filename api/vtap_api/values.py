@@ -15,6 +15,7 @@ from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from vtap_api.cel import Rule, validations
 from vtap_api.problems import fault, show
 
 LARGEST = 2**53 - 1
@@ -22,8 +23,11 @@ LARGEST = 2**53 - 1
 overflows there, so that nothing is within the bound."""
 DNS_LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 DNS_SUBDOMAIN = rf"{DNS_LABEL}(\.{DNS_LABEL})*"
-QUALIFIED_NAME = r"([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]"
+QUALIFIED_NAME = r"([A-Za-z0-9][-A-Za-z0-9_.]{0,61})?[A-Za-z0-9]"
 LABEL_VALUE = rf"({QUALIFIED_NAME})?"
+LABEL_KEY = rf"({DNS_SUBDOMAIN}/)?{QUALIFIED_NAME}"
+MAX_LABEL_KEY = 253 + len("/") + 63
+_CIDR_PATTERN = r"^[0-9A-Fa-f:.]+/(0|[1-9][0-9]{0,2})$"
 
 _DURATION_UNITS = {"ns": 1, "us": 10**3, "µs": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
 _DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h)")
@@ -64,6 +68,8 @@ class Text:
     such_as: str = ""
     pattern: str = ""
     min_length: int = 0
+    rules: tuple[Rule, ...] = ()
+    """What only the schema needs to be told; whoever uses this checks it."""
 
     def check(self, value: Any) -> str:
         if not isinstance(value, str):
@@ -93,7 +99,7 @@ class Text:
             schema["minLength"] = self.min_length
         if self.pattern:
             schema["pattern"] = f"^{self.pattern}$"
-        return schema
+        return schema | validations(*self.rules)
 
 
 DnsLabel = Text(63, "a DNS label", "web-1 (lower-case letters, digits and hyphens)", DNS_LABEL, min_length=1)
@@ -115,15 +121,19 @@ class IPAddress:
 
     def check(self, value: Any) -> str:
         try:
-            return str(ipaddress.ip_address(_as_text(value)))
+            address = ipaddress.ip_address(_as_text(value))
         except ValueError:
             raise fault(f"{show(value)} is not an IP address", "write one such as 10.0.9.2 or fd00:9::2") from None
+        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+            raise fault(f"{show(value)} is an IPv4 address mapped to IPv6, as no packet has", f"write {address.ipv4_mapped}")
+        return str(address)
 
     def __get_pydantic_core_schema__(self, _source: Any, _handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_plain_validator_function(self.check)
 
     def __get_pydantic_json_schema__(self, _schema: CoreSchema, _handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        return {"type": "string", "minLength": 2, "maxLength": 45, "pattern": r"^[0-9A-Fa-f:.]+$"}
+        bounds = {"type": "string", "minLength": 2, "maxLength": 45, "pattern": r"^[0-9A-Fa-f:.]+$"}
+        return bounds | validations(("isIP(self)", "write an IPv4 or IPv6 address"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +146,15 @@ class Cidr:
         try:
             network = ipaddress.ip_network(text, strict=False)
         except ValueError:
-            right = "write an address and a prefix length such as 10.96.0.0/16 or fd00::/8"
-            raise fault(f"{show(value)} is not a CIDR", right) from None
+            raise self._fault(value) from None
         if not slash:
             raise fault(f"{show(value)} has no prefix length", f"write {network}")
+        if not re.fullmatch(_CIDR_PATTERN, text, re.ASCII):
+            raise self._fault(value)
+        mapped = network.network_address.ipv4_mapped if isinstance(network, ipaddress.IPv6Network) else None
+        if mapped is not None:
+            right = f"write {mapped}/{network.prefixlen - 96}"
+            raise fault(f"{show(value)} is an IPv4 network mapped to IPv6, as no packet has", right)
         if ipaddress.ip_address(address) != network.network_address:
             raise fault(
                 f"{show(value)} has bits beyond its prefix length", f"write {network} or {address}/{network.max_prefixlen}"
@@ -150,7 +165,15 @@ class Cidr:
         return core_schema.no_info_plain_validator_function(self.check)
 
     def __get_pydantic_json_schema__(self, _schema: CoreSchema, _handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        return {"type": "string", "minLength": 4, "maxLength": 49, "pattern": r"^[0-9A-Fa-f:.]+/[0-9]{1,3}$"}
+        bounds = {"type": "string", "minLength": 4, "maxLength": 49, "pattern": _CIDR_PATTERN}
+        return bounds | validations(
+            ("isCIDR(self)", "write an address and a prefix length"),
+            ("!isCIDR(self) || cidr(self) == cidr(self).masked()", "no bits beyond the prefix length may be set"),
+        )
+
+    @staticmethod
+    def _fault(value: Any) -> PydanticCustomError:
+        return fault(f"{show(value)} is not a CIDR", "write an address and a prefix length such as 10.96.0.0/16 or fd00::/8")
 
 
 def _as_text(value: Any) -> str:
@@ -166,7 +189,8 @@ class Duration(str):
 
     @property
     def nanoseconds(self) -> int:
-        return int(sum(Decimal(number) * _DURATION_UNITS[unit] for number, unit in _DURATION_PART.findall(self)))
+        """Each part is cut to whole nanoseconds, as Go does."""
+        return sum(int(Decimal(number) * _DURATION_UNITS[unit]) for number, unit in _DURATION_PART.findall(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +213,9 @@ class DurationBetween:
         return core_schema.no_info_plain_validator_function(self.check)
 
     def __get_pydantic_json_schema__(self, _schema: CoreSchema, _handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        return {"type": "string", "maxLength": 32, "pattern": _DURATION_PATTERN}
+        within = f"duration(self) >= duration('{self.minimum}') && duration(self) <= duration('{self.maximum}')"
+        said = validations((within, f"write a duration from {self.minimum} to {self.maximum}"))
+        return {"type": "string", "maxLength": 32, "pattern": _DURATION_PATTERN, **said}
 
 
 class Quantity(str):
@@ -238,7 +264,11 @@ class QuantityBetween:
 
     def __get_pydantic_json_schema__(self, _schema: CoreSchema, _handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         numbers = {"minimum": self.minimum.value, "maximum": self.maximum.value}
-        return {"x-kubernetes-int-or-string": True, "maxLength": 32, "pattern": _QUANTITY_PATTERN, **numbers}
+        bounds = (("minimum", ">="), ("maximum", "<="))
+        within = " && ".join(f"quantity(self).compareTo(quantity('{getattr(self, name)}')) {sign} 0" for name, sign in bounds)
+        rule = f"type(self) != string || (isQuantity(self) && quantity(self).isInteger() && {within})"
+        said = validations((rule, f"write a whole quantity from {self.minimum} to {self.maximum}"))
+        return {"x-kubernetes-int-or-string": True, "maxLength": 32, "pattern": _QUANTITY_PATTERN, **numbers, **said}
 
 
 class FrozenMap(dict[str, str]):
@@ -278,10 +308,8 @@ class LabelKey:
         return core_schema.no_info_plain_validator_function(self.check)
 
     def __get_pydantic_json_schema__(self, _schema: CoreSchema, _handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        return {
-            "type": "string", "minLength": 1, "maxLength": 317,
-            "pattern": rf"^({DNS_SUBDOMAIN}/)?{QUALIFIED_NAME}$",
-        }  # fmt: skip
+        said = validations(("self.indexOf('/') <= 253", "a label key's prefix has at most 253 characters"))
+        return {"type": "string", "minLength": 1, "maxLength": MAX_LABEL_KEY, "pattern": f"^{LABEL_KEY}$", **said}
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,7 +340,9 @@ class StringMap:
 
     def __get_pydantic_json_schema__(self, _schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         values = self.value.__get_pydantic_json_schema__(_schema, handler)
-        return {"type": "object", "maxProperties": self.max_properties, "additionalProperties": values}
+        good = f"self.all(key, key.indexOf('/') <= 253 && key.matches(r'^{LABEL_KEY}$'))"
+        said = validations((good, "write label keys such as app or example.com/app"))
+        return {"type": "object", "maxProperties": self.max_properties, "additionalProperties": values, **said}
 
 
 def _moved(error: PydanticCustomError, key: str) -> PydanticCustomError:

@@ -122,7 +122,7 @@ class _ProtocolType:
 class PortRange(Model):
     """A port, or a range of ports."""
 
-    model_config = rules(("!has(self.endPort) || self.endPort >= self.port", "endPort must not be less than port"))
+    model_config = rules(("!has(self.endPort) || self.endPort >= self.port", "endPort must not be less than port", ".endPort"))
 
     port: Annotated[int, Between(1, 65535)]
     """The port, or the first of a range."""
@@ -180,7 +180,11 @@ class TcpFlags(Model):
             "(has(self.set) && size(self.set) > 0) || (has(self.clear) && size(self.clear) > 0)",
             "name at least one flag in set or clear",
         ),
-        ("!has(self.set) || !has(self.clear) || self.set.all(flag, !(flag in self.clear))", "a flag can't be both set and clear"),
+        (
+            "!has(self.set) || !has(self.clear) || self.set.all(flag, !(flag in self.clear))",
+            "a flag can't be both set and clear",
+            ".clear",
+        ),
     )
 
     set_: Annotated[tuple[TcpFlag, ...], Field(max_length=8, json_schema_extra=list_of("set")), Unique] = ()
@@ -192,13 +196,12 @@ class TcpFlags(Model):
     def _decided(self) -> TcpFlags:
         if not self.set_ and not self.clear:
             raise fault("names no flag", "write at least one in set or clear")
-        for index, flag in enumerate(self.clear):
+        for flag in self.clear:
             if flag in self.set_:
-                raise fault(f"{show(str(flag))} is in set too", "remove it from one of them", ("clear", index))
+                raise fault(f"{show(str(flag))} is in set too", "remove it from one of them", ("clear",))
         return self
 
 
-_HAS_PORTS = "has(self.podPorts) || has(self.peerPorts)"
 _PROTOCOL_IS = "has(self.protocol) && (type(self.protocol) == string ? self.protocol in [{names}] : self.protocol in [{numbers}])"
 
 
@@ -215,13 +218,11 @@ class FilterRule(Model):
     """One rule: what is not said matches everything. All parts must match."""
 
     model_config = rules(
-        (f"!({_HAS_PORTS}) || ({_protocol_is(*_WITH_PORTS)})", "ports need protocol TCP, UDP or SCTP"),
-        (f"!has(self.tcpFlags) || ({_protocol_is('TCP')})", "tcpFlags need protocol TCP"),
-        (
-            f"!({_CIDR_OF.format(found='!')}) || !({_protocol_is('ICMPv6')})",
-            "ICMPv6 never has an IPv4 peer",
-        ),
-        (f"!({_CIDR_OF.format(found='')}) || !({_protocol_is('ICMP')})", "ICMP never has an IPv6 peer"),
+        (f"!has(self.podPorts) || ({_protocol_is(*_WITH_PORTS)})", "podPorts need protocol TCP, UDP or SCTP", ".podPorts"),
+        (f"!has(self.peerPorts) || ({_protocol_is(*_WITH_PORTS)})", "peerPorts need protocol TCP, UDP or SCTP", ".peerPorts"),
+        (f"!has(self.tcpFlags) || ({_protocol_is('TCP')})", "tcpFlags need protocol TCP", ".tcpFlags"),
+        (f"!({_CIDR_OF.format(found='!')}) || !({_protocol_is('ICMPv6')})", "ICMPv6 never has an IPv4 peer", ".protocol"),
+        (f"!({_CIDR_OF.format(found='')}) || !({_protocol_is('ICMP')})", "ICMP never has an IPv6 peer", ".protocol"),
     )
 
     action: FilterAction
@@ -284,10 +285,12 @@ class Filter(Model):
         (
             "!has(self.rules) || size(self.rules) == 0 || has(self.defaultAction)",
             "say in defaultAction what happens to packets that no rule matches",
+            ".defaultAction",
         ),
         (
             f"!has(self.rules) || self.rules.map(r, {_PORT_PAIRS}).sum() <= {MAX_MATCHES}",
             f"the rules need more than {MAX_MATCHES} entries; every pair of a pod port and a peer port is one",
+            ".rules",
         ),
     )
 
@@ -334,9 +337,13 @@ class Sampling(Model):
     """Which of the included packets are copied. Counts per tap point (tap, pod interface, direction)."""
 
     model_config = rules(
-        ("(self.type == 'PerInterval') == has(self.perInterval)", "perInterval goes with type PerInterval, and only with it"),
-        ("(self.type == 'OneIn') == has(self.oneIn)", "oneIn goes with type OneIn, and only with it"),
-        ("(self.type == 'Flows') == has(self.flows)", "flows goes with type Flows, and only with it"),
+        (
+            "(self.type == 'PerInterval') == has(self.perInterval)",
+            "perInterval goes with type PerInterval, and only with it",
+            ".perInterval",
+        ),
+        ("(self.type == 'OneIn') == has(self.oneIn)", "oneIn goes with type OneIn, and only with it", ".oneIn"),
+        ("(self.type == 'Flows') == has(self.flows)", "flows goes with type Flows, and only with it", ".flows"),
     )
 
     type: SamplingKind
@@ -393,7 +400,17 @@ class DestinationRef(Model):
     """The TapDestination's name."""
 
 
-Interface = Annotated[str, Text(15, "an interface name", "eth0", r"(\*|[A-Za-z0-9][A-Za-z0-9_.@-]*)", min_length=1)]
+Interface = Annotated[
+    str,
+    Text(
+        15,
+        "an interface name",
+        "eth0",
+        r"(\*|[A-Za-z0-9][A-Za-z0-9_.@-]*)",
+        min_length=1,
+        rules=(("self != 'lo'", "loopback never leaves the pod"),),
+    ),
+]
 
 
 class VirtualTapSpec(Model):
@@ -409,7 +426,6 @@ class VirtualTapSpec(Model):
             json_schema_extra=list_of(
                 "set",
                 ("!('*' in self) || size(self) == 1", '"*" already means every interface'),
-                ("!('lo' in self)", "loopback never leaves the pod"),
             ),
         ),
         Unique,

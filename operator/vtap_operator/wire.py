@@ -241,17 +241,27 @@ def pod_addresses(pod: Pod | WholePod) -> Iterator[str]:
 
 
 def _network_addresses(text: str) -> Iterator[str]:
-    """Whoever may annotate a pod may write anything there: what is no address is left out."""
+    """Whoever may annotate a pod may write anything there: what is no address that a slice may hold is left out."""
     try:
         networks = _NETWORKS.decode(text)
     except (msgspec.MsgspecError, UnicodeError):
         return
     for network in networks:
-        for address in network.ips or ():
-            try:
-                yield str(ipaddress.ip_address(address.partition("/")[0]))
-            except ValueError:
-                continue
+        for written in network.ips or ():
+            address = _plain_address(written.partition("/")[0])
+            if address is not None:
+                yield address
+
+
+def _plain_address(text: str) -> str | None:
+    """Without a zone, and not mapped to IPv6: the API server would refuse the whole slice."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    if address.version == 4:
+        return str(address)
+    return None if address.scope_id is not None else str(address.ipv4_mapped or address)
 
 
 def cluster_ips(service: Service) -> Iterator[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.apiserver.running import Operator, running_operator
 from tests.e2e.apiserver.server import ApiServer, why_not
 
 
@@ -19,3 +20,10 @@ def api() -> Iterator[ApiServer]:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
     with tempfile.TemporaryDirectory(prefix="vtap-api-") as folder, ApiServer(Path(folder)) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def operator(api: ApiServer) -> Iterator[Operator]:
+    """At work on it."""
+    with running_operator(api) as made:
+        yield made

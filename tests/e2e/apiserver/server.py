@@ -18,6 +18,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,10 @@ class ApiServer:
     @property
     def url(self) -> str:
         return f"https://127.0.0.1:{self.port}"
+
+    @cached_property
+    def _context(self) -> ssl.SSLContext:
+        return ssl.create_default_context(cafile=str(self.folder / "server.crt"))
 
     def __enter__(self) -> ApiServer:
         _write_certificate(self.folder)
@@ -161,12 +166,12 @@ class ApiServer:
         return file
 
     def ask(self, method: str, path: str, body: Any = None, content_type: str = "application/json", token: str = "") -> Answer:
-        context = ssl.create_default_context(cafile=str(self.folder / "server.crt"))
+        """`body` is sent as JSON; a text is sent as it is."""
         headers = {"Authorization": f"Bearer {token or self.token}", "Content-Type": content_type}
-        data = None if body is None else json.dumps(body).encode()
+        data = None if body is None else (body if isinstance(body, str) else json.dumps(body)).encode()
         request = urllib.request.Request(self.url + path, data=data, method=method, headers=headers)
         try:
-            with urllib.request.urlopen(request, context=context, timeout=30) as answer:
+            with urllib.request.urlopen(request, context=self._context, timeout=30) as answer:
                 return Answer(answer.status, _parsed(answer.read()))
         except urllib.error.HTTPError as error:
             return Answer(error.code, _parsed(error.read()))

@@ -418,3 +418,10 @@ def test_any_text_is_answered(text: str):
     assert loaded.problems
     for problem in loaded.problems:
         assert "\n" not in str(problem)
+
+
+def test_a_namespace_of_a_cluster_scoped_object_is_dropped_as_the_api_server_drops_it():
+    text = "{apiVersion: vtap.dev/v1alpha1, kind: TapDestination, metadata: {name: a%s}, spec: {gre: {address: 10.0.9.2}}}"
+    said, unsaid = load_text(text % ", namespace: shop"), load_text(text % "")
+    assert not said.problems
+    assert [one.document for one in said.documents] == [one.document for one in unsaid.documents]

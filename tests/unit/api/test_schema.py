@@ -131,6 +131,15 @@ def test_rules_are_sentences(schema: Schema):
         assert "\n" not in rule["rule"] + rule["message"]
 
 
+@at_every_node
+def test_rules_blame_fields_that_exist(schema: Schema):
+    for rule in schema.get("x-kubernetes-validations", []):
+        node = schema
+        for name in rule.get("fieldPath", "").split(".")[1:]:
+            assert name in node["properties"], rule
+            node = node["properties"][name]
+
+
 def property_names(rule: str) -> set[str]:
     return set(re.findall(r"(?:self|oldSelf)\.([a-zA-Z]+)(?!\w*\()", rule)) - {"all", "exists", "filter", "map", "size"}
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic_core import PydanticCustomError
 
-from vtap_api.values import Cidr, Duration, DurationBetween, Quantity, QuantityBetween
+from vtap_api.values import Cidr, Duration, DurationBetween, IPAddress, Quantity, QuantityBetween, check_label_key
 
 DURATIONS = DurationBetween(Duration("1ns"), Duration("1000h"))
 QUANTITIES = QuantityBetween(Quantity("1"), Quantity("1E"))
@@ -79,3 +79,31 @@ def test_networks_keep_no_host_bits(address, length: int):
         assert error.context is not None
         suggestion = error.context["right"].split()[1]
         assert Cidr().check(suggestion) == suggestion
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("::ffff:10.0.0.0/104", "write 10.0.0.0/8"),
+        ("10.0.0.0/08", "write an address and a prefix length"),
+        ("10.0.0.0/255.0.0.0", "write an address and a prefix length"),
+        ("10.0.0.0", "write 10.0.0.0/32"),
+        ("fd00::1/8", "write fd00::/8 or fd00::1/128"),
+    ],
+)
+def test_what_is_no_network(text: str, right: str):
+    with pytest.raises(PydanticCustomError, match=right):
+        Cidr().check(text)
+
+
+@pytest.mark.parametrize(("text", "right"), [("::ffff:10.0.0.1", "write 10.0.0.1"), ("fe80::1%eth0", "write one such as")])
+def test_what_is_no_address(text: str, right: str):
+    with pytest.raises(PydanticCustomError, match=right):
+        IPAddress().check(text)
+
+
+def test_a_label_key_has_a_prefix_of_253_and_a_name_of_63_characters():
+    check_label_key("a" * 253 + "/" + "b" * 63)
+    for key in ("a" * 254 + "/b", "a/" + "b" * 64, "/b", "a/"):
+        with pytest.raises(PydanticCustomError, match="not a label key"):
+            check_label_key(key)

@@ -70,7 +70,7 @@ def test_wrong_values_are_refused_by_their_path(helm: Helm, setting: str, said: 
 def test_an_old_cluster_is_refused(helm: Helm) -> None:
     done = helm(["template", "vtap", CHART, "--kube-version", "1.29.4"])
     assert done.returncode != 0
-    assert "requires kubeVersion: >= 1.30.0" in done.stderr
+    assert "requires kubeVersion: >= 1.31.0" in done.stderr
 
 
 def test_crds_are_those_of_the_repository(render: Render) -> None:

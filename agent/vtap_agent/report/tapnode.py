@@ -72,42 +72,56 @@ class Node:
 
 def tapnode_status(view: NodeView, generation: int, before: Times, now: str) -> TapNodeStatus:
     """The status to write. A condition that was so `before` keeps its time, others get `now` (RFC 3339)."""
-    said = [status for status in view.statuses if _worth_saying(status)]
+    # Taps without a pod here are refused ones, of which the operator says the same by itself: they give way first.
+    said = sorted(filter(_worth_saying, view.statuses), key=lambda status: not status.verdict.matched_pods)
     points = _points(said, view.rows)
-    cut = tuple(
-        f"{len(items)} {what}, of which only {most} are listed here"
-        for items, most, what in ((said, MAX_TAPS, "taps"), (points, MAX_KEYS, "tap points"))
-        if len(items) > most
-    )
+    taps_listed, points_listed = min(len(said), MAX_TAPS), min(len(points), MAX_KEYS)
+    while True:
+        cut = tuple(
+            f"{len(items)} {what}, of which only {most} are listed here"
+            for items, most, what in ((said, taps_listed, "taps"), (points, points_listed, "tap points"))
+            if len(items) > most
+        )
+        ready = _ready(view, generation, cut, before, now)
+        made = _made(view, generation, said[:taps_listed], points[:points_listed], ready, before, now)
+        size = len(made.model_dump_json(by_alias=True))
+        if size <= MAX_BYTES or not (taps_listed or points_listed):
+            return made
+        here = sum(1 for status in said[:taps_listed] if status.verdict.matched_pods)
+        if taps_listed > here:
+            taps_listed = here + (taps_listed - here) // 2
+        elif points_listed:
+            points_listed = points_listed * MAX_BYTES // (size * 2)
+        else:
+            taps_listed //= 2
+
+
+def _made(
+    view: NodeView,
+    generation: int,
+    said: Sequence[TapStatus],
+    points: Sequence[PointStatus],
+    ready: ApiCondition,
+    before: Times,
+    now: str,
+) -> TapNodeStatus:
     switch = view.inventory.switch if view.inventory is not None else None
-    made = TapNodeStatus(
+    return TapNodeStatus(
         observed_generation=generation,
         agent_version=version("vtap-agent"),
         addresses=_addresses(view.inventory),
         switch_version=switch.version if switch is not None else "",
         bridges=_bridges(switch),
         backends=_backends(switch),
-        taps=tuple(_tap(status, before, now) for status in said[:MAX_TAPS]),
-        points=tuple(points[:MAX_KEYS]),
-        conditions=(_ready(view, generation, cut, before, now),),
+        taps=tuple(_tap(status, before, now) for status in said),
+        points=tuple(points),
+        conditions=(ready,),
     )
-    return _fitting(made, view, before, now)
 
 
 def _worth_saying(status: TapStatus) -> bool:
     verdict = status.verdict
     return bool(verdict.matched_pods or verdict.refusal or verdict.points)
-
-
-def _fitting(made: TapNodeStatus, view: NodeView, before: Times, now: str) -> TapNodeStatus:
-    """With fewer tap points, where all of them would be more than the API server takes; what is wrong stays listed."""
-    size = len(made.model_dump_json(by_alias=True))
-    if size <= MAX_BYTES or not made.points:
-        return made
-    kept = len(made.points) * MAX_BYTES // (size * 2)
-    cut = (f"{len(made.points)} tap points, of which only {kept} are listed here",)
-    ready = _ready(view, made.observed_generation, cut, before, now)
-    return _fitting(made.model_copy(update={"points": made.points[:kept], "conditions": (ready,)}), view, before, now)
 
 
 def _addresses(inventory: Inventory | None) -> tuple[str, ...]:
@@ -267,13 +281,19 @@ class TapNodeWriter(threading.Thread):
     def run(self) -> None:
         wait = 0.0
         while not self._stopping.wait(wait):
-            node = self._node()
-            wait = LOOK_EVERY if node is None or self._told_already(node) else self._write(node, self._view())
+            try:
+                wait = self._look()
+            except Exception as error:  # whatever it is, the thread must not end by it unnoticed
+                log.exception("the TapNode's status failed unexpectedly")
+                wait = self._failed(f"the TapNode's status failed unexpectedly ({type(error).__name__}: {error})", 0)
 
-    def _told_already(self, node: Node) -> bool:
-        """Whether all that the status is made of is the very same, or equal, as last time: cheap, and nearly always so."""
+    def _look(self) -> float:
+        """Returns the seconds until the next look. Cheap where all that the status is made of is as last time: nearly always."""
+        node = self._node()
+        if node is None:
+            return LOOK_EVERY
         view = self._view()
-        return self._told == self._made_of(node, view)
+        return LOOK_EVERY if self._told == self._made_of(node, view) else self._write(node, view)
 
     def _made_of(self, node: Node, view: NodeView) -> tuple[Any, ...]:
         inventory = view.inventory

@@ -120,6 +120,17 @@ def test_a_status_is_never_larger_than_the_api_server_takes(monkeypatch: pytest.
     assert "of which only" in found.conditions[0].message
 
 
+def test_refused_taps_give_way_to_those_that_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else whoever makes enough of them would leave nobody on the node with a status."""
+    monkeypatch.setattr(module, "MAX_BYTES", 20_000)
+    monkeypatch.setattr(module, "MAX_TAPS", 150)
+    refused = (tap(f"a{number:03}", destinationRef={"name": "nowhere"}) for number in range(200))
+    found = status(view(*refused, tap("web")))
+    assert len(found.model_dump_json(by_alias=True)) <= 20_000
+    assert "web" in {one.name for one in found.taps} and len(found.points) == 4 and len(found.taps) > 2
+    assert "201 taps, of which only" in found.conditions[0].message
+
+
 class Api:
     """Takes patches, or refuses them."""
 
@@ -183,6 +194,14 @@ def test_after_a_restart_times_go_on(api: Api) -> None:
     api.writer.start()
     eventually(lambda: len(api.patches) == 1)
     assert {item["lastTransitionTime"] for item in api.patches[0]["conditions"]} == {NOON}
+
+
+def test_a_look_that_fails_is_not_the_last(api: Api) -> None:
+    good, api.writer._view = api.writer._view, lambda: 1 // 0  # pyright: ignore[reportAttributeAccessIssue]
+    api.writer.start()
+    eventually(lambda: "ZeroDivisionError" in api.writer.problem)
+    api.writer._view = good
+    eventually(lambda: bool(api.patches) and not api.writer.problem)
 
 
 def test_the_last_word(api: Api) -> None:

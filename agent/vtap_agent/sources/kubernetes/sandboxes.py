@@ -118,7 +118,11 @@ class Sandboxes:
             missing = wanted - self._found.keys()
             if missing:
                 looked_at = time.monotonic()
-                self._look_for(missing)
+                try:
+                    self._look_for(missing)
+                except OSError as error:  # such as too many open files; the next look is soon, as pods are missing still
+                    self._tell(error)
+                    wanted = self._looked_for
             self._publish(wanted)
 
     def _wait(self) -> frozenset[int]:

@@ -332,3 +332,5 @@ class _Keeper(threading.Thread):
             self._saved = due
         except VtapError as error:
             log.warning("%s", error)
+        except Exception:  # the thread must go on whatever it is: it also tells when a tap's time is over
+            log.exception("what was seen of the cluster could not be saved")

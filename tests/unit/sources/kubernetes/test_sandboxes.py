@@ -129,6 +129,18 @@ def test_of_several_processes_the_oldest_counts_that_is_not_in_the_nodes_network
     eventually(lambda: sandboxes.paths() == {uid: f"{node.proc}/{oldest}/ns/net"})
 
 
+def test_a_look_that_fails_is_not_the_last(node: Node, sandboxes: Sandboxes) -> None:
+    pid = node.process(UID)
+    away = node.proc.with_name("away")
+    node.proc.rename(away)
+    sandboxes.want(frozenset({UID}))
+    eventually(lambda: "can't be looked at" in sandboxes.problem)
+    assert not sandboxes.settled
+    away.rename(node.proc)
+    eventually(lambda: sandboxes.paths() == {UID: f"{node.proc}/{pid}/ns/net"})
+    assert sandboxes.settled and not sandboxes.problem
+
+
 def test_nothing_is_held_open_after_the_end(node: Node) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     uid = str(uuid.uuid4())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from vtap_agent.plan import verdicts
@@ -80,7 +80,7 @@ def assemble(
     placed, refused = _place(selection, slots, first_key, announced, hops)
     placed, unwritable = _without(placed, refused_programs or {})
     refused += unwritable
-    placed = [_unless_refused(item, refused_mirrors or {}) for item in _limit_crowded(placed)]
+    placed = [_unless_refused(item, refused_mirrors or {}) for item in _limit_crowded(_unless_shared(placed))]
     fed = [item for item in placed if item.feeds]
     used = {item.point.destination for item in placed}
     dataplane = DataPlane(
@@ -155,6 +155,31 @@ def _without(placed: Iterable[_Placed], refused: Mapping[str, str]) -> tuple[lis
             verdict = verdicts.point_verdict(item.candidate.name, PointState.REFUSED, "Unwritable", verdicts.unwritable(sentence))
             left_out.append((item.candidate, verdict))
     return kept, left_out
+
+
+def _unless_shared(placed: Sequence[_Placed]) -> list[_Placed]:
+    """Refuse pods of several namespaces that have one address: copies of one mirror are told apart by nothing else, so that a pod
+    which takes another's address would get that one's packets copied."""
+    held: dict[tuple[MirrorKey, str], set[tuple[str, int]]] = defaultdict(set)
+    for item in placed:
+        if item.feeds and item.candidate.interface.mac:
+            held[item.candidate.mirror, item.candidate.interface.mac].add(_place_of(item.candidate))
+    return [
+        _refuse(item, "SharedAddress", verdicts.shared_address(item.candidate.interface, item.candidate.port.bridge))
+        if item.feeds and _is_shared(item.candidate, held[item.candidate.mirror, item.candidate.interface.mac])
+        else item
+        for item in placed
+    ]
+
+
+def _place_of(candidate: Candidate) -> tuple[str, int]:
+    """(namespace, VLAN), ANY_VLAN for every port but an access port."""
+    return candidate.name.pod_namespace, _flood_vlan(candidate.port)
+
+
+def _is_shared(candidate: Candidate, held: Iterable[tuple[str, int]]) -> bool:
+    own, vlan = _place_of(candidate)
+    return any(namespace != own and (vlan == other or ANY_VLAN in (vlan, other)) for namespace, other in held)
 
 
 def _limit_crowded(placed: Iterable[_Placed]) -> list[_Placed]:

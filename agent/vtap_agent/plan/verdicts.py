@@ -150,6 +150,14 @@ def announcing(destination: str) -> str:
     return f"waiting for the collector of TapDestination {destination!r} to acknowledge the stream"
 
 
+def shared_address(interface: PodInterface, bridge: str) -> str:
+    """Why a pod is refused whose packets could be another tenant's. Whose is not for its owner to know."""
+    return (
+        f"pod {interface.pod} interface {interface.name} has the address {interface.mac} on {bridge}, as a tapped pod of another "
+        "namespace has: their packets can't be told apart; give it an address of its own"
+    )
+
+
 def too_many(interface: PodInterface) -> str:
     """Why one more tap on a pod is refused."""
     return f"more than {MAX_POINTS_PER_SOURCE} taps select pod {interface.pod} interface {interface.name}; remove or merge some"

@@ -246,6 +246,27 @@ def test_more_receivers_than_a_vlan_has_room_for_are_refused() -> None:
     assert "br0" in refused[0].message
 
 
+@pytest.mark.parametrize(
+    ("own", "other", "shared"), [(0, 0, True), (10, 10, True), (10, 0, True), (0, 10, True), (10, 20, False)]
+)
+def test_a_pod_that_takes_anothers_address_does_not_get_its_packets(own: int, other: int, shared: bool) -> None:
+    """Neither do, as nobody can tell whose address it is. In VLANs of their own they may have the same."""
+    here, there = pod(1), pod(2, namespace="bank")
+    impostor = replace(interface(there, 2, tag=other), mac=interface(here, 1).mac)
+    seen = inventory([here, there], [interface(here, 1, tag=own), impostor])
+    outcome = plan(Desired((tap(), tap(namespace="bank")), (gre(),)), seen)
+    reasons = {point.reason for verdict in outcome.verdicts for point in verdict.points}
+    assert reasons == ({"SharedAddress"} if shared else {"Programmed"})
+    assert bool(outcome.dataplane.sources) is not shared
+    assert all("bank" not in point.message for point in outcome.verdicts[1].points)
+
+
+def test_pods_of_one_namespace_may_share_an_address() -> None:
+    twins = [interface(pod(1), 1), replace(interface(pod(2), 2), mac=interface(pod(1), 1).mac)]
+    outcome = plan(Desired((tap(),), (gre(),)), inventory([pod(1), pod(2)], twins))
+    assert {point.reason for point in only(outcome.verdicts).points} == {"Programmed"}
+
+
 def test_a_node_without_keys_left_says_so() -> None:
     outcome = plan(Desired((tap(),), (gre(),)), inventory([pod(1)], [interface(pod(1), 1)]), slots=SlotTable(size=1))
     assert sorted(point.reason for point in only(outcome.verdicts).points) == ["NoKey", "Programmed"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -41,6 +42,7 @@ class CertificateKeeper:
         self._enabled = enabled
         self._leaves: dict[str, tuple[Leaf, Mapping[str, Any] | None]] = {}
         self._lock = asyncio.Lock()
+        self._renewed = asyncio.Event()
         self.secrets = msgspec.json.Decoder(_Secret)
 
     async def ensure(self, leaf: Leaf, owner: Mapping[str, Any] | None = None) -> None:
@@ -57,7 +59,11 @@ class CertificateKeeper:
             return
         self._leaves.setdefault(agent_leaf().secret, (agent_leaf(), None))
         while True:
-            await asyncio.sleep(LOOK_EVERY if await self._look_after_all() else RETRY_AFTER)
+            self._renewed.clear()
+            pause = LOOK_EVERY if await self._look_after_all() else RETRY_AFTER
+            # All others have to know a new authority soon: what it issues is refused by whoever does not.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._renewed.wait(), pause)
 
     async def _look_after_all(self) -> bool:
         try:
@@ -80,6 +86,7 @@ class CertificateKeeper:
         wanted = certificates.authority(held, now())
         if wanted != held:
             await self._write(AUTHORITY, wanted, None)
+            self._renewed.set()
             log.info("the certificate authority in Secret %s was renewed", AUTHORITY)
         self._expires(AUTHORITY, wanted)
         return wanted

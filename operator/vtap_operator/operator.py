@@ -17,6 +17,7 @@ from vtap_operator.client import Client
 from vtap_operator.collectors import PodTemplate, collector_pod
 from vtap_operator.conditions import tap_status_from
 from vtap_operator.destination_keeper import DestinationKeeper
+from vtap_operator.errors import ApiError
 from vtap_operator.events import Poster
 from vtap_operator.keeping import KeyedSink
 from vtap_operator.node_keeper import NodeKeeper
@@ -32,6 +33,9 @@ log = logging.getLogger(__name__)
 
 TICK = 5.0
 """Seconds between looks at what nobody reports, such as time that went by."""
+
+DEFAULT_AGAIN_AFTER = 30.0
+"""Seconds until it is tried again to make the default destination, where the API server refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +199,7 @@ class Operator:
                 group.create_task(one.run())
             group.create_task(self._tick())
             group.create_task(self.peers.run())
-            await self._make_default_destination()
+            group.create_task(self._make_default_destination())
             await self._wait_for_sync()
             for queue in (self.taps.queue, self.destinations.queue, self.nodes.queue):
                 group.create_task(queue.run())
@@ -219,8 +223,15 @@ class Operator:
         if spec is None:
             return
         body = {"apiVersion": API_VERSION, "kind": "TapDestination", "metadata": {"name": "default"}, "spec": dict(spec)}
-        if await self.client.create(TAP_DESTINATIONS, body):
-            log.info("TapDestination default was made")
+        while True:
+            try:
+                if await self.client.create(TAP_DESTINATIONS, body):
+                    log.info("TapDestination default was made")
+                return
+            except ApiError as error:
+                # Everybody else's taps must not wait for it.
+                log.warning("TapDestination default cannot be made: %s; trying again", error)
+                await asyncio.sleep(DEFAULT_AGAIN_AFTER)
 
     async def _tick(self) -> None:
         while True:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import json
 import socket
 import ssl
 import threading
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
+from vtap_operator.certificate_keeper import AUTHORITY, CertificateKeeper
 from vtap_operator.certificates import AUTHORITY_LIFE, LEAF_LIFE, OVERLAP, agent_leaf, authority, collector_leaf, issued
+from vtap_operator.client import Client
+from vtap_operator.resources import Resource
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 AGENT = agent_leaf()
@@ -118,3 +126,46 @@ def _handshake(folder: Path, server: object, client: object, name: str) -> str:
         right.close()
         thread.join(10)
     return next((one for one in heard if "certificate" in one), heard[0])
+
+
+class Secrets:
+    """An API server that holds Secrets."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, dict[str, str]] = {}
+
+    async def get(self, _resource: Resource, name: str, _namespace: str = "") -> bytes | None:
+        data = self.held.get(name)
+        return None if data is None else json.dumps({"data": data}).encode()
+
+    async def apply(self, _resource: Resource, body: Mapping[str, Any]) -> bytes:
+        self.held[body["metadata"]["name"]] = dict(body["data"])
+        return b"{}"
+
+    def authorities(self, name: str) -> str:
+        return base64.b64decode(self.held[name]["ca.crt"]).decode()
+
+
+def test_a_new_authority_is_told_to_all_at_once() -> None:
+    """Not at their next look, which may be half an hour away: meanwhile agents would refuse collectors."""
+
+    async def main() -> None:
+        secrets = Secrets()
+        keeper = CertificateKeeper(cast("Client", secrets), "vtap-system")
+        running = asyncio.create_task(keeper.run())
+        await keeper.ensure(COLLECTOR)
+        await _until(lambda: AGENT.secret in secrets.held)
+        del secrets.held[AUTHORITY]
+        await keeper.ensure(COLLECTOR)
+        await _until(lambda: secrets.authorities(AGENT.secret) == secrets.authorities(COLLECTOR.secret))
+        assert secrets.authorities(AGENT.secret) == secrets.authorities(AUTHORITY)
+        running.cancel()
+
+    async def _until(holds: Any) -> None:
+        for _ in range(500):
+            if holds():
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError("it did not happen")
+
+    asyncio.run(main())

@@ -106,6 +106,10 @@ def left_to_clean(pods: list[Object], nodes: list[Object], wanted: frozenset[str
     return [Left(name, _trouble(by_node.get(name)) if ready[name] else "the node is not ready", ready[name]) for name in unclean]
 
 
+def _nodes_of(pods: list[Object]) -> frozenset[str]:
+    return frozenset(pod["spec"]["nodeName"] for pod in pods if pod["spec"].get("nodeName"))
+
+
 class Uninstall:
     """The steps, each of which may be repeated after a failure of a later one."""
 
@@ -126,20 +130,21 @@ class Uninstall:
         if daemonset is None:
             print("there is no DaemonSet vtap-agent: nothing to clean on the nodes")
             return []
-        wanted = frozenset(
-            pod["spec"]["nodeName"] for pod in self._components(f"{self._core}/pods", "agent") if pod["spec"].get("nodeName")
-        )
+        wanted = _nodes_of(self._components(f"{self._core}/pods", "agent"))
         if not is_cleaning(daemonset):
             self._api.patch(self._daemonset, cleaning(daemonset))
             print(f"cleaning {len(wanted)} nodes")
-        left: list[Left] = []
+        left = [Left(node, "nothing could be seen of it", True) for node in sorted(wanted)]
         only_unreachable_since: float | None = None
 
         def done() -> bool:
-            nonlocal left, only_unreachable_since
+            nonlocal left, only_unreachable_since, wanted
             nodes = self._api.get("/api/v1/nodes")["items"]
-            left = left_to_clean(self._components(f"{self._core}/pods", "agent"), nodes, wanted)
-            if any(each.reachable for each in left):
+            pods = self._components(f"{self._core}/pods", "agent")
+            wanted |= _nodes_of(pods)
+            left = left_to_clean(pods, nodes, wanted)
+            # A pod that is just being replaced, as after a try that failed, is of no node for a moment.
+            if any(each.reachable for each in left) or len(_nodes_of(pods)) < self._nodes_scheduled():
                 only_unreachable_since = None
                 return False
             only_unreachable_since = only_unreachable_since or time.monotonic()
@@ -147,6 +152,11 @@ class Uninstall:
 
         poll(done, time.monotonic() + self._timeout)
         return left
+
+    def _nodes_scheduled(self) -> int:
+        """As many nodes as should have a pod of the DaemonSet."""
+        status = (self._api.find(self._daemonset) or {}).get("status", {})
+        return int(status.get("desiredNumberScheduled", 0))
 
     def stop_operator(self) -> None:
         """Else it would make again what is removed next. Raises ApiError."""

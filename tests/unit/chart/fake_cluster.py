@@ -61,6 +61,11 @@ class Cluster:
     used: set[tuple[Rule, str, str]] = field(default_factory=set)
     refused: list[Asked] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    coming: list[Object] = field(default_factory=list)
+    """Pods that are being replaced: the next look but one sees them."""
+    away: bool = False
+    """Whether every list is refused as by an API server that restarts."""
+    _looks: int = 0
 
     def put(self, collection: str, name: str, **content: Any) -> Object:
         made: Object = {**content, "metadata": {"name": name, **content.get("metadata", {})}}
@@ -77,6 +82,10 @@ class Cluster:
     def settle(self) -> None:
         """What controllers and kubelets do between two looks: pods of nodes that answer follow their template."""
         pods = self.collections[f"/api/v1/namespaces/{NAMESPACE}/pods"]
+        self._looks += 1
+        if self._looks > 2:
+            pods.update({pod["metadata"]["name"]: pod for pod in self.coming})
+            self.coming = []
         daemonset = self.collections[f"/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets"].get("vtap-agent")
         for pod in list(pods.values()):
             component, node = pod["metadata"]["labels"]["vtap.dev/component"], pod["spec"]["nodeName"]
@@ -126,6 +135,8 @@ def answer(cluster: Cluster, method: str, path: str, body: Any) -> tuple[int, Ob
     if not allowing:
         cluster.refused.append(asked)
         return 403, {"message": f"forbidden: {asked}"}
+    if cluster.away and asked.resource == "nodes":
+        return 503, {"message": "the server is currently unable to handle the request"}
     if name:
         return _of_one(cluster.collections.setdefault(parts.path.removesuffix(f"/{name}"), {}), asked, body)
     return _of_many(cluster, cluster.collections.setdefault(parts.path, {}), asked, parse_qs(parts.query), body)

@@ -160,6 +160,29 @@ def test_a_node_that_cannot_be_cleaned_stops_it_with_its_own_words(
     assert cluster.names(DEPLOYMENTS) == {"vtap-operator"}
 
 
+def test_a_node_whose_pod_is_just_being_replaced_is_waited_for(
+    uninstall: ModuleType, render: Render, environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As when a second try follows the first at once."""
+    cluster = _cluster(render, {"a": True, "b": True})
+    cluster.collections[DAEMONSETS]["vtap-agent"]["status"] = {"desiredNumberScheduled": 2}
+    late = cluster.collections[PODS].pop("vtap-agent-b")
+    cluster.coming = [late]
+    assert _run(uninstall, cluster, environment, tmp_path) == 0
+    assert late["metadata"]["annotations"]["vtap.dev/mode"] == "cleanup" and late["status"]["phase"] == "Running"
+
+
+def test_nothing_is_taken_for_clean_that_was_not_seen(
+    uninstall: ModuleType, render: Render, environment: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    environment.setenv("TIMEOUT_SECONDS", "2")
+    cluster = _cluster(render, {"a": True})
+    cluster.away = True
+    assert _run(uninstall, cluster, environment, tmp_path) == 1
+    assert "node a was not cleaned" in capsys.readouterr().out
+    assert "vtap-collector-default" in cluster.names(DEPLOYMENTS)
+
+
 def test_a_release_without_agents_is_no_obstacle(
     uninstall: ModuleType, render: Render, environment: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

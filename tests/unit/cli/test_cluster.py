@@ -668,6 +668,18 @@ def test_capture_where_nothing_is_programmed_gives_up_with_the_taps_sentence(cap
     assert capturing.cluster.deleted
 
 
+def test_capture_where_some_interface_is_not_copied_says_so_and_goes_on(capturing, tmp_path):
+    partly = [
+        condition("Programmed", "False", "NoPort", "interface eth0 is on no bridge"),
+        condition("Delivering", "True", "Confirmed", ""),
+    ]
+    capturing.cluster.on_create = lambda tap: tap.update(status={"conditions": partly})
+    file = tmp_path / "web.pcapng"
+    done = capturing.vtap("capture", "-l", "app=web", "--count", "2", "-w", str(file))
+    assert done.returncode == 0 and file.stat().st_size > 0
+    assert "not everything is copied: interface eth0 is on no bridge" in done.stderr
+
+
 def test_capture_of_pods_by_name_takes_no_others(capturing, tmp_path):
     made = created_taps(capturing)
     file = str(tmp_path / "f")

@@ -13,7 +13,6 @@ import msgspec
 from vtap_api import LabelSelector
 from vtap_api.base import API_VERSION
 from vtap_api.meta import SelectorOperator
-from vtap_api.names import COMPONENT_LABEL
 from vtap_api.refusals import Refusal, refusal_of
 from vtap_api.selectors import NAMESPACE_NAME_LABEL
 from vtap_operator import metrics, ttl
@@ -178,8 +177,7 @@ class TapKeeper:
             params = {**query, **({"continue": following} if following else {})}
             page = self._pages.decode(await self._client.page(PODS, namespace=tap.namespace, params=params))
             for pod in page.items or ():
-                ours = tap.namespace == self._namespace and COMPONENT_LABEL in (pod.metadata.labels or {})
-                if pod.status.phase not in FINISHED and not ours:
+                if pod.status.phase not in FINISHED:
                     found[pod.spec.node_name] = found.get(pod.spec.node_name, 0) + 1
             following = page.metadata.continue_
             if not following:

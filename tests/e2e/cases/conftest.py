@@ -16,12 +16,12 @@ from tests.e2e.cluster.handle import Cluster
 
 
 @pytest.fixture(scope="session")
-def installed(cluster: Cluster) -> Iterator[Installation]:
+def installed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     """The chart of this checkout, installed by Helm; gone afterwards if no case has uninstalled it.
 
     A release that is there already is used as it is, and stays.
     """
-    product = installation_on(cluster)
+    product = installation_on(cluster, tmp_path_factory.mktemp("collected"))
     if product.is_installed():
         product.is_ready()
         yield product

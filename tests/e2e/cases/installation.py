@@ -40,6 +40,8 @@ class Installation:
     cluster: Cluster
     values: tuple[str, ...]
     """Helm's arguments that name our images."""
+    scratch: Path
+    """For files that cases copy from it."""
     before: list[Snapshot] = field(default_factory=list[Snapshot])
 
     # --- Helm
@@ -138,15 +140,15 @@ class Installation:
         return _unpacked(done.stdout, folder)
 
 
-def installation_on(cluster: Cluster) -> Installation:
+def installation_on(cluster: Cluster, scratch: Path) -> Installation:
     """Of images built from this checkout, unless $VTAP_E2E_CHART_VALUES says where there are some."""
     if file := os.environ.get(_IMAGES, ""):
-        return Installation(cluster, (f"--values={file}",))
+        return Installation(cluster, (f"--values={file}",), scratch)
     if cluster.built is None:
-        return Installation(cluster, ())
+        return Installation(cluster, (), scratch)
     images = product_images(cluster.built)
     cluster.load(*images.names)
-    return Installation(cluster, images.helm_arguments)
+    return Installation(cluster, images.helm_arguments, scratch)
 
 
 def is_true(*kinds: str) -> Callable[[Resource], bool]:

@@ -6,6 +6,7 @@ An object that this version cannot read gives a record with a sentence, never an
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from vtap_operator.wire import Wire
 
 TapId = tuple[str, str]
 """Namespace and name."""
+_ESCAPED = re.compile(r"[^\x20-\x7e\U00010000-\U0010ffff]")
 _NOBODY = '{"matchLabels":{"vtap.dev/nobody":"nobody"}}'
 
 
@@ -117,7 +119,12 @@ def _meta(raw: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _problem(document: Mapping[str, Any]) -> str:
     """The sentence that `vtap validate` prints."""
-    problems = load_text(json.dumps(document)).problems
+    # Escaped as in JSON, a character beyond U+FFFF would be two to YAML, and no text any more.
+    text = _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(document, ensure_ascii=False))
+    try:
+        problems = load_text(text).problems
+    except ValueError:
+        problems = ()
     return problems[0].sentence if problems else "spec: cannot be read by this version of the operator; upgrade it"
 
 

@@ -161,6 +161,12 @@ def test_a_tap_of_another_version_gets_a_sentence() -> None:
     assert read_tap({"metadata": {"name": "a"}, "status": "odd", "spec": 7}).problem
 
 
+def test_any_character_can_be_told_of() -> None:
+    problem = read_tap(tap({"podSelector": {}, "ttl": "\U0001f600\u0085\u2028"})).problem
+    assert "\U0001f600" in problem and problem.encode()
+    assert "cannot be read" in read_tap(tap({"podSelector": {}, "ttl": "\ud83d"})).problem
+
+
 def test_a_tap_ends_by_its_ttl() -> None:
     made = read_tap(tap({"podSelector": {}, "ttl": "1h30m"}))
     assert made.expiry == datetime(2026, 1, 1, 1, 30, tzinfo=UTC)

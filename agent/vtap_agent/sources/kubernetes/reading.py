@@ -59,7 +59,10 @@ def read(model: type[M], raw: bytes, before: Reading[M] | None = None) -> Readin
 def _sentence(model: type[M], data: Mapping[str, object]) -> str:
     """The first mistake, said as `vtap validate` says it."""
     document = {"apiVersion": API_VERSION, "kind": model.__name__, **data}
-    problems = load_text(json.dumps(document)).problems
+    try:
+        problems = load_text(json.dumps(document)).problems
+    except ValueError:  # such as characters that YAML has no text for: one object's mistake must not be the node's
+        problems = ()
     metadata = data["metadata"]
     assert isinstance(metadata, dict)
     name = "/".join(str(metadata[part]) for part in ("namespace", "name") if part in metadata)

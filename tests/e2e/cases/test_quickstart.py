@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.e2e.cases.installation import CHART, RELEASE, Installation, is_true, says
+from tests.e2e.cases.installation import Installation, is_true, says
 from tests.e2e.cases.scene import Scene, expect_each_once, expect_none, point
 from tests.e2e.cluster.cache import CHECKOUT
-from tests.e2e.cluster.commands import run
 from vtap_lab import capture
 
 EXAMPLE = CHECKOUT / "examples" / "quickstart.yaml"
@@ -56,16 +54,3 @@ def test_quickstart(shop: Scene) -> None:
     assert capture.numbered(read) == found
     tree = shop.product.vtap("status", "web", namespace=shop.namespace)
     assert all(word in tree for word in (f"{shop.namespace}/web", web.node.name, "net1"))
-
-
-def test_everything_rendered_is_taken_by_the_api_server(installed: Installation, namespace: str) -> None:
-    """`helm template | kubectl apply --dry-run=server`, also of what values turn on, for a namespace where nothing is yet."""
-    version = (
-        f"--kube-version={json.loads(installed.cluster.kubectl.run('version', '-o', 'json'))['serverVersion']['gitVersion']}"
-    )
-    for values in ((), ("--set=agent.privileged=true,agent.bpffs.mount=true",), ("--set=certificates.existing=true",)):
-        rendered = run([installed.cluster.helm_program, "template", RELEASE, CHART, version, f"--namespace={namespace}", *values])
-        told = installed.cluster.kubectl.run(
-            "apply", "--dry-run=server", "--server-side", "--force-conflicts", "-f", "-", stdin=rendered
-        )
-        assert "daemonset.apps/vtap-agent serverside-applied" in told

@@ -1,0 +1,137 @@
+"""`make e2e`: the cases that `cases.txt` lists, all of them, on a cluster of their own which is deleted afterwards.
+
+    python -m tests.e2e                                            a new cluster of kind
+    CLUSTER=existing NETWORK=preinstalled python -m tests.e2e      the one that KUBECONFIG names, with networks as it has them
+    CLUSTER=NAME python -m tests.e2e                               one of `python -m tests.e2e.cluster up NAME`
+
+A case that is listed and not there, or there and not listed, or skipped, is a failure. The last line is `N passed, M failed`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.cluster.cache import the_cache
+from tests.e2e.cluster.lifecycle import build
+from tests.e2e.cluster.product import product_images
+from vtap_lab.errors import LabError
+
+_HERE = Path(__file__).parent
+_LIST = _HERE / "cases.txt"
+_OF_OUR_NODES = "kind"
+"""The second word of a case that needs nodes of our own making: their plugin, their containers, a place beside them."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the list: a test below tests/e2e, and whether it runs on any cluster."""
+
+    name: str
+    anywhere: bool
+
+
+@dataclass
+class Outcomes:
+    """What pytest said of each case, gathered while it runs."""
+
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
+    verdicts: dict[str, str] = field(default_factory=dict[str, str])
+    collected: set[str] = field(default_factory=set[str])
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Called by pytest."""
+        self.collected |= {_short(item.nodeid) for item in session.items}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Called by pytest for set-up, call and tear-down of each."""
+        name = _short(report.nodeid)
+        self.seconds[name] = self.seconds.get(name, 0) + report.duration
+        if not report.passed:
+            self.verdicts[name] = "failed"
+        elif report.when == "call":
+            self.verdicts.setdefault(name, "passed")
+
+
+def main() -> int:
+    """Exit status: 0 when every case of the list has passed."""
+    started = time.monotonic()
+    _translate_environment()
+    cases = list(listed(_LIST.read_text().splitlines(), on_our_nodes=_on_our_nodes()))
+    if not _build():
+        return 1
+    outcomes = Outcomes()
+    files = sorted({case.name.partition("::")[0] for case in cases}, key=[case.name.partition("::")[0] for case in cases].index)
+    wanted = [str(_HERE / case.name) for case in cases] if not _on_our_nodes() else [str(_HERE / file) for file in files]
+    options = ["-q", "--tb=short", "-p", "no:cacheprovider", "-p", "no:randomly"]
+    pytest.main([*options, *wanted], plugins=[outcomes])
+    failed = _print(cases, outcomes, time.monotonic() - started)
+    return 1 if failed else 0
+
+
+def listed(lines: Iterable[str], *, on_our_nodes: bool) -> Iterable[Case]:
+    """The cases that are to run, in their order. Pure."""
+    for line in lines:
+        words = line.split("#")[0].split()
+        if words:
+            case = Case(words[0], _OF_OUR_NODES not in words[1:])
+            if case.anywhere or on_our_nodes:
+                yield case
+
+
+def _print(cases: list[Case], outcomes: Outcomes, seconds: float) -> int:
+    """The list with verdicts, and how many failed."""
+    print("\ncases")
+    for case in cases:
+        verdict = outcomes.verdicts.get(case.name, "missing")
+        print(f"  {verdict:8} {outcomes.seconds.get(case.name, 0):6.1f} s  {case.name}")
+    names = {case.name for case in cases}
+    unlisted = sorted(outcomes.collected - names)
+    for name in unlisted:
+        print(f"  unlisted            {name}: add it to {_LIST.name}")
+    passed = sum(outcomes.verdicts.get(name) == "passed" for name in names)
+    failed = len(names) - passed + len(unlisted)
+    print(f"{seconds / 60:.1f} minutes\n{passed} passed, {failed} failed", flush=True)
+    return failed
+
+
+def _build() -> bool:
+    """Before any test's time counts: what clusters are made of, and our images."""
+    if os.environ.get("VTAP_E2E_CLUSTER") == "existing":
+        return True
+    try:
+        built = build(the_cache())
+        if not os.environ.get("VTAP_E2E_CHART_VALUES"):
+            product_images(built)
+    except LabError as error:
+        print(f"0 passed, 1 failed: {error}")
+        return False
+    return True
+
+
+def _translate_environment() -> None:
+    """CLUSTER and NETWORK as `make e2e` takes them."""
+    if cluster := os.environ.get("CLUSTER", ""):
+        os.environ["VTAP_E2E_CLUSTER"] = cluster
+    network = os.environ.get("NETWORK", "")
+    if network and network != "preinstalled":
+        os.environ["VTAP_E2E_NETWORK"] = network
+
+
+def _on_our_nodes() -> bool:
+    """Whether nodes are containers of this machine with our own network plugin in them."""
+    return os.environ.get("VTAP_E2E_CLUSTER") != "existing" and os.environ.get("VTAP_E2E_NETWORK", "local") == "local"
+
+
+def _short(node_id: str) -> str:
+    return node_id.removeprefix("tests/e2e/")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -183,7 +183,7 @@ def test_two_destinations_of_one_collector_are_told_together(
     second = {"second": replace(wanted(collector.url, str(other), 2)["default"], destination="second")}
     announcer.submit(wanted(collector.url, token, 1) | second)
     eventually(lambda: set(collector.streams) == {1, 2})
-    assert announcer.acknowledgements()["second"].streams == {stream(1).id, stream(2).id}
+    eventually(lambda: announcer.acknowledgements()["second"].streams == {stream(1).id, stream(2).id})
 
 
 def test_a_collector_that_took_the_place_of_another_unnoticed_is_told_everything(announcer: Announcer, token: str) -> None:

@@ -5,6 +5,7 @@
     CLUSTER=NAME python -m tests.e2e                               one of `python -m tests.e2e.cluster up NAME`
 
 A case that is listed and not there, or there and not listed, or skipped, is a failure. The last line is `N passed, M failed`.
+Arguments go to pytest (`-k quickstart`); the last line then says, too, how many of the listed cases they left out.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,8 +60,8 @@ class Outcomes:
             self.verdicts.setdefault(name, "passed")
 
 
-def main() -> int:
-    """Exit status: 0 when every case of the list has passed."""
+def main(arguments: Sequence[str]) -> int:
+    """Exit status: 0 when every case of the list, or of those that `arguments` for pytest leave of it, has passed."""
     started = time.monotonic()
     _translate_environment()
     cases = list(listed(_LIST.read_text().splitlines(), on_our_nodes=_on_our_nodes()))
@@ -70,8 +71,12 @@ def main() -> int:
     files = sorted({case.name.partition("::")[0] for case in cases}, key=[case.name.partition("::")[0] for case in cases].index)
     wanted = [str(_HERE / case.name) for case in cases] if not _on_our_nodes() else [str(_HERE / file) for file in files]
     options = ["-q", "--tb=short", "-p", "no:cacheprovider", "-p", "no:randomly"]
-    pytest.main([*options, *wanted], plugins=[outcomes])
-    failed = _print(cases, outcomes, time.monotonic() - started)
+    pytest.main([*options, *arguments, *wanted], plugins=[outcomes])
+    chosen = [case for case in cases if case.name in outcomes.collected] if arguments else cases
+    if not chosen:
+        print("no case was chosen")
+        return 1
+    failed = _print(chosen, outcomes, time.monotonic() - started, len(cases) - len(chosen))
     return 1 if failed else 0
 
 
@@ -85,7 +90,7 @@ def listed(lines: Iterable[str], *, on_our_nodes: bool) -> Iterable[Case]:
                 yield case
 
 
-def _print(cases: list[Case], outcomes: Outcomes, seconds: float) -> int:
+def _print(cases: list[Case], outcomes: Outcomes, seconds: float, left_out: int) -> int:
     """The list with verdicts, and how many failed."""
     print("\ncases")
     for case in cases:
@@ -97,7 +102,8 @@ def _print(cases: list[Case], outcomes: Outcomes, seconds: float) -> int:
         print(f"  unlisted            {name}: add it to {_LIST.name}")
     passed = sum(outcomes.verdicts.get(name) == "passed" for name in names)
     failed = len(names) - passed + len(unlisted)
-    print(f"{seconds / 60:.1f} minutes\n{passed} passed, {failed} failed", flush=True)
+    more = f", {left_out} left out" if left_out else ""
+    print(f"{seconds / 60:.1f} minutes\n{passed} passed, {failed} failed{more}", flush=True)
     return failed
 
 
@@ -126,7 +132,7 @@ def _translate_environment() -> None:
 
 def _on_our_nodes() -> bool:
     """Whether nodes are containers of this machine with our own network plugin in them."""
-    return os.environ.get("VTAP_E2E_CLUSTER") != "existing" and os.environ.get("VTAP_E2E_NETWORK", "local") == "local"
+    return os.environ.get("VTAP_E2E_CLUSTER") != "existing" and (os.environ.get("VTAP_E2E_NETWORK") or "local") == "local"
 
 
 def _short(node_id: str) -> str:
@@ -134,4 +140,4 @@ def _short(node_id: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

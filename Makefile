@@ -32,7 +32,7 @@ test: ## Run the tests, at most 10 minutes (PYTEST_ARGS="-k lab" runs some of th
 .PHONY: e2e
 e2e: ## Run the whole product on Kubernetes: a kind cluster of its own, or CLUSTER=existing (NETWORK=local|upstream|preinstalled)
 	@scripts/setup e2e
-	@VTAP_E2E_CLUSTER=$(CLUSTER) VTAP_E2E_NETWORK=$(filter-out preinstalled,$(NETWORK)) $(PYTHON) -m tests.e2e $(PYTEST_ARGS)
+	@CLUSTER=$(CLUSTER) NETWORK=$(NETWORK) $(PYTHON) -m tests.e2e
 
 .PHONY: check
 check: ## Lint, type-check, compare what is generated with its source, fuzz the collector (FUZZ_SECONDS=20)

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from vtap_lab import preflight
 from vtap_lab.lab import Lab, LabOptions
+
+
+def pytest_configure() -> None:
+    """A shell without job control starts what goes to the background deaf to SIGINT, and so would be all that tests interrupt."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -14,11 +14,12 @@ import yaml
 from vtap_lab import capture
 from vtap_lab.daemons import Agent, Collector
 from vtap_lab.datagrams import Datagram
-from vtap_lab.errors import wait_for
+from vtap_lab.errors import comes_true, wait_for
 from vtap_lab.exchange import Exchange
 from vtap_lab.lab import Lab, Pod
 
 PATIENCE = 15.0
+_WRITTEN_TIMEOUT = 5.0
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,12 @@ class Site:
         return sum(stream["inFlight"] for stream in self.collector.get("/v1/ledger")["streams"])
 
     def closes(self, tap: str = "") -> Summary:
-        """The ledger at rest, of one tap or of all, which accounts for every packet."""
+        """The ledger at rest, of one tap or of all, which accounts for every packet.
+
+        On a busy machine what is received may wait a while to be written, which no number tells from being lost on the way there.
+        """
+        self.at_rest(tap)
+        comes_true(lambda: self.summary(tap)["unaccounted"] == 0, _WRITTEN_TIMEOUT, every=0.2)
         summary = self.at_rest(tap)
         assert summary["unaccounted"] == 0, self.lab.vtap("ledger")
         return summary

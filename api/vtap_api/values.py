@@ -328,6 +328,8 @@ class StringMap:
 
     def _entry(self, key: Any, text: Any) -> str:
         check_label_key(key)
+        if text is None:
+            raise fault(f"{show(key)} has no value", 'write one, or "" for an empty one')
         try:
             return self.value.check(text)
         except PydanticCustomError as error:
@@ -341,7 +343,12 @@ class StringMap:
     def __get_pydantic_json_schema__(self, _schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         values = self.value.__get_pydantic_json_schema__(_schema, handler)
         good = f"self.all(key, key.indexOf('/') <= 253 && key.matches(r'^{LABEL_KEY}$'))"
-        said = validations((good, "write label keys such as app or example.com/app"))
+        said = validations(
+            (good, "write label keys such as app or example.com/app"),
+            ("self.all(key, dyn(self[key]) != null)", "write a value for each key"),
+        )
+        # Otherwise the API server drops an entry that has no value: a selector that loses its only label selects every pod.
+        values = {**values, "nullable": True}
         return {"type": "object", "maxProperties": self.max_properties, "additionalProperties": values, **said}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import re
 import subprocess
 import sys
 import time
@@ -151,6 +152,7 @@ def _seen_as_it_is(api: ApiServer, body: Mapping[str, Any]) -> bool:
     return said is not None and said[0] == "False"
 
 
+@pytest.mark.timeout(400)
 def test_what_a_crd_lets_through_the_operator_refuses_with_the_sentence_of_validate(
     api: ApiServer, operator: Operator, lax: None, printed: Mapping[str, str]
 ) -> None:
@@ -243,14 +245,22 @@ def test_any_valid_destination_is_accepted(api: ApiServer, operator: Operator, s
 
 def _assert_agreed(model: type[BaseModel], spec: Any, said: Verdict) -> None:
     """Both accept, and mean the same; or both refuse, and name a field in common."""
-    wrong = refused(model, spec)
+    wrong = refused(model, _stored(spec) if said.accepted else spec)
     assert said.accepted == (wrong is None), (spec, wrong, said.said)
     if said.accepted:
-        assert _read(said.body).spec == _read(document(model, spec)).spec
+        assert _read(said.body).spec == _read(document(model, _stored(spec))).spec
+        return
+    if _stored(spec) is not spec and "expected int, got float64" in said.said:
         return
     problems = load_text(json.dumps(document(model, spec))).problems
     named = {plain(problem.path) for problem in problems}
     assert said.paths & named or _within(said, named), (spec, problems, said.said)
+
+
+def _stored(spec: Any) -> Any:
+    """With 6 for 6.0, as the API server stores it where no rule in CEL stands around it, and refuses it where one does."""
+    text = re.sub(r"(?<=[ \[])(\d+)\.0(?=[,}\]])", r"\1", json.dumps(spec))
+    return spec if text == json.dumps(spec) else json.loads(text)
 
 
 def _within(said: Verdict, named: Iterable[str]) -> bool:

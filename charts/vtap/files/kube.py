@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import ssl
 import time
 import urllib.error
@@ -13,9 +14,10 @@ from typing import Any
 from urllib.parse import urlencode
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-SERVER = "https://kubernetes.default.svc"
 REQUEST_TIMEOUT = 15.0
 """Seconds for one answer."""
+PATIENCE = 60.0
+"""Seconds for which a request is made again where nobody answers."""
 
 Object = dict[str, Any]
 
@@ -28,12 +30,21 @@ class ApiError(Exception):
         self.status = status
 
 
+def in_cluster() -> str:
+    """Where the kubelet says that it is, so that no name server is needed; by its name where nothing is said."""
+    host, port = os.environ.get("KUBERNETES_SERVICE_HOST", ""), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
+    if not host:
+        return "https://kubernetes.default.svc"
+    return f"https://{f'[{host}]' if ':' in host else host}:{port}"
+
+
 class Api:
     """Requests with the pod's own token. Every method raises ApiError."""
 
-    def __init__(self, server: str = SERVER, account: Path = ACCOUNT) -> None:
-        self._server = server
+    def __init__(self, server: str = "", account: Path = ACCOUNT, patience: float = PATIENCE) -> None:
+        self._server = server or in_cluster()
         self._account = account
+        self._patience = patience
 
     def _open(self, request: urllib.request.Request) -> bytes:
         context = ssl.create_default_context(cafile=str(self._account / "ca.crt")) if self._server.startswith("https:") else None
@@ -41,6 +52,17 @@ class Api:
             return answer.read()
 
     def _request(self, method: str, path: str, body: object = None, kind: str = "application/json") -> Object:
+        """Again where nobody answers: none of these requests means more when it is made twice."""
+        deadline = time.monotonic() + self._patience
+        while True:
+            try:
+                return self._request_once(method, path, body, kind)
+            except ApiError as error:
+                if error.status or time.monotonic() >= deadline:
+                    raise
+            time.sleep(1.0)
+
+    def _request_once(self, method: str, path: str, body: object, kind: str) -> Object:
         # Read each time: the kubelet renews the token.
         headers = {"Authorization": f"Bearer {(self._account / 'token').read_text().strip()}", "Accept": "application/json"}
         data = None

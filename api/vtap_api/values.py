@@ -219,7 +219,7 @@ class DurationBetween:
 
 
 class Quantity(str):
-    """A Kubernetes quantity: a number with an optional suffix, such as "50M", "1.5G" or "1Gi". `value` is the whole number."""
+    """A Kubernetes quantity: a number with an optional suffix, such as "50M", "1.5G" or "1Gi". `value` is its whole part."""
 
     __slots__ = ()
 
@@ -244,7 +244,7 @@ class Quantity(str):
 
 @dataclass(frozen=True, slots=True)
 class QuantityBetween:
-    """Checks a `Quantity`: whole, in a closed range that is itself written as quantities. YAML numbers are taken too."""
+    """Checks a `Quantity`: in a closed range that is itself written as quantities. YAML numbers are taken too."""
 
     minimum: Quantity
     maximum: Quantity
@@ -255,7 +255,7 @@ class QuantityBetween:
         if not isinstance(text, str) or len(text) > 32 or not _QUANTITY.fullmatch(text):
             raise fault(f"{show(value)} is not a quantity", right)
         quantity = Quantity(text)
-        if not self.minimum.value <= quantity.exact <= self.maximum.value or quantity.exact != quantity.value:
+        if not self.minimum.value <= quantity.exact <= self.maximum.value:
             raise fault(f"{show(value)} is out of range", right)
         return quantity
 
@@ -266,8 +266,8 @@ class QuantityBetween:
         numbers = {"minimum": self.minimum.value, "maximum": self.maximum.value}
         bounds = (("minimum", ">="), ("maximum", "<="))
         within = " && ".join(f"quantity(self).compareTo(quantity('{getattr(self, name)}')) {sign} 0" for name, sign in bounds)
-        rule = f"type(self) != string || (isQuantity(self) && quantity(self).isInteger() && {within})"
-        said = validations((rule, f"write a whole quantity from {self.minimum} to {self.maximum}"))
+        rule = f"type(self) != string || (isQuantity(self) && {within})"
+        said = validations((rule, f"write a quantity from {self.minimum} to {self.maximum}"))
         return {"x-kubernetes-int-or-string": True, "maxLength": 32, "pattern": _QUANTITY_PATTERN, **numbers, **said}
 
 

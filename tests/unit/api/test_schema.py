@@ -18,7 +18,8 @@ from vtap_api.schema import DEFINITIONS, Definition, Schema, custom_resource_def
 ROOT = Path(__file__).resolve().parents[3]
 ALLOWED_KEYS = {
     "additionalProperties", "default", "description", "enum", "format", "items", "maxItems", "maxLength", "maxProperties",
-    "maximum", "minItems", "minLength", "minimum", "nullable", "pattern", "properties", "required", "type", "x-kubernetes-int-or-string",
+    "maximum", "minItems", "minLength", "minimum", "nullable", "pattern", "properties", "required", "type",
+    "x-kubernetes-int-or-string",
     "x-kubernetes-list-map-keys", "x-kubernetes-list-type", "x-kubernetes-validations",
 }  # fmt: skip
 

@@ -50,6 +50,9 @@ def test_what_is_no_duration(text: object):
         ("1E", 10**18),
         (1_000_000, 1_000_000),
         (".5M", 500_000),
+        ("1.5", 1),
+        ("1000.0", 1000),
+        ("1Pi", 1 << 50),
     ],
 )
 def test_quantities(text: object, value: int):
@@ -57,7 +60,7 @@ def test_quantities(text: object, value: int):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "M", "50 M", "50Mb", "50m", "-1", "1.5", "1ki", "1K", "0", 0, -1, 1.5, True, None, "1e99", "2E"]
+    "text", ["", "M", "50 M", "50Mb", "50m", "-1", "0.5", "1ki", "1K", "0", 0, -1, 1.5, True, None, "1e99", "2E"]
 )
 def test_what_is_no_quantity(text: object):
     with pytest.raises(PydanticCustomError, match="write a quantity"):

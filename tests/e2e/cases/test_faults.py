@@ -148,7 +148,8 @@ def test_api_server_away_stops_no_copy(stage: Stage) -> None:
         return True
 
     def fault() -> None:
-        leader.run("mv", manifest, aside)
+        # Killed, and not ended: one that ends in peace takes its address out of its Service, and kube-proxy has to follow.
+        leader.run("sh", "-c", f"mv {manifest} {aside} && kill -9 $(pidof kube-apiserver)")
         try:
             wait_for(lambda: not answers(), 90, "the API server goes away", every=0.5)
             stage.product.kill(agent, "vtap-agent")

@@ -32,6 +32,8 @@ test: ## Run the tests, at most 10 minutes (PYTEST_ARGS="-k lab" runs some of th
 .PHONY: e2e
 e2e: ## Run the whole product on Kubernetes: a kind cluster of its own, or CLUSTER=existing (NETWORK=local|upstream|preinstalled)
 	@scripts/setup e2e
+	@$(PYTHON) -m tests.e2e.cluster build
+	@$(PYTHON) -m pytest -q tests/e2e/apiserver tests/e2e/test_harness.py tests/unit/chart
 	@CLUSTER=$(CLUSTER) NETWORK=$(NETWORK) $(PYTHON) -m tests.e2e
 
 .PHONY: check

@@ -16,7 +16,7 @@ from tests.e2e.cluster.handle import Cluster, collect_evidence
 from tests.e2e.cluster.use import cluster_in_use
 
 _HERE = Path(__file__).parent
-_NEED_A_CLUSTER = (_HERE / "test_cluster.py", _HERE / "cases")
+_NEED_A_CLUSTER = (_HERE / "test_cluster.py", _HERE / "cases", _HERE / "apiserver")
 _EVIDENCE = CHECKOUT / "build" / "e2e"
 _TIMEOUT = 900
 """Seconds for one test; making the cluster is part of the first one. `python -m tests.e2e.cluster build` comes before."""

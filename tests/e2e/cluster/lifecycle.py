@@ -153,7 +153,7 @@ def cluster_configuration(way: Way) -> dict[str, Any]:
     """kind-config.yaml of the checkout with a pod network of our own, and what nodes of our own image need."""
     configuration = cast("dict[str, Any]", yaml.safe_load((CHECKOUT / "kind-config.yaml").read_text()))
     del configuration["name"]
-    configuration["networking"] = {"disableDefaultCNI": True, "kubeProxyMode": "nftables"}
+    configuration["networking"] = {"disableDefaultCNI": True, "kubeProxyMode": "iptables"}
     if not way.is_public:
         configuration["kubeadmConfigPatches"] = ["kind: KubeletConfiguration\ncgroupRoot: /\n"]
     return configuration

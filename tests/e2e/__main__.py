@@ -38,9 +38,9 @@ class Case:
     anywhere: bool
 
 
-@dataclass
+@dataclass(eq=False)
 class Outcomes:
-    """What pytest said of each case, gathered while it runs."""
+    """What pytest said of each case, gathered while it runs. Plugins of pytest have to be hashable."""
 
     seconds: dict[str, float] = field(default_factory=dict[str, float])
     verdicts: dict[str, str] = field(default_factory=dict[str, str])

@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 import yaml
 
+from tests.e2e.__main__ import Outcomes
 from tests.e2e.cluster import versions
 from tests.e2e.cluster.cache import CHECKOUT, HERE, Cache, digest
 from tests.e2e.cluster.lifecycle import cluster_configuration
@@ -121,3 +122,14 @@ def test_pods_ask_for_the_second_network_only_when_they_want_it() -> None:
     asking = PodSpec("a", "shop", networks=("default/ovs-net",)).manifest("image")
     assert asking["metadata"]["annotations"] == {"k8s.v1.cni.cncf.io/networks": "default/ovs-net"}
     assert "annotations" not in PodSpec("a", "shop", networks=()).manifest("image")["metadata"]
+
+
+def test_outcomes_are_kept_of_cases_below_folders_with_plugins_of_their_own(tmp_path: Path) -> None:
+    """pytest puts its plugins into a set where some folder's conftest.py is not for all of them."""
+    for folder in ("first", "second"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "conftest.py").write_text("def pytest_runtest_logreport(report):\n    assert report\n")
+        (tmp_path / folder / f"test_{folder}.py").write_text("def test_it():\n    assert True\n")
+    outcomes = Outcomes()
+    pytest.main(["-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), str(tmp_path)], plugins=[outcomes])
+    assert outcomes.verdicts == {f"{folder}/test_{folder}.py::test_it": "passed" for folder in ("first", "second")}

@@ -9,35 +9,18 @@ import subprocess
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.e2e.cases.installation import Installation
+from tests.e2e.cases.asked import kubectl, reachable
 from tests.unit.chart.conftest import NAMESPACE, Manifest, Render, helm, render
 
-__all__ = ["helm", "render"]
-"""Fixtures that render the chart."""
+__all__ = ["helm", "reachable", "render"]
+"""Fixtures: the chart as it renders, and the cluster to ask."""
+pytestmark = pytest.mark.usefixtures("reachable")
 OPERATOR = f"system:serviceaccount:{NAMESPACE}:vtap-operator"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def reachable(installed: Installation) -> Iterator[None]:
-    """kubectl asks the cluster that the chart is installed on: policies work when they are stored, and are the cluster's."""
-    kubectl = installed.cluster.kubectl
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KUBECONFIG", str(kubectl.kubeconfig))
-        patch.setenv("PATH", f"{Path(kubectl.program).parent}:{os.environ['PATH']}")
-        yield
-
-
-def _kubectl(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    program = shutil.which("kubectl")
-    assert program, "kubectl is not on the PATH"
-    command = [program, *arguments]
-    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=110, check=False)
 
 
 def _apply(*manifests: Manifest, dry: bool = True, user: str = "") -> str:
@@ -49,7 +32,7 @@ def _apply(*manifests: Manifest, dry: bool = True, user: str = "") -> str:
         "-f",
         "-",
     ]
-    done = _kubectl(*words, stdin=yaml.safe_dump_all(manifests))
+    done = kubectl(*words, stdin=yaml.safe_dump_all(manifests))
     return done.stdout + done.stderr
 
 
@@ -68,8 +51,8 @@ def closed() -> Iterator[tuple[str, str]]:
         assert "created" in said, said
         yield name, name
     finally:
-        _kubectl("delete", "tapdestination", name, "--ignore-not-found")
-        _kubectl("delete", "namespace", name, "--ignore-not-found", "--wait=false")
+        kubectl("delete", "tapdestination", name, "--ignore-not-found")
+        kubectl("delete", "namespace", name, "--ignore-not-found", "--wait=false")
 
 
 def _destination(name: str, spec: Mapping[str, Any]) -> Manifest:
@@ -99,7 +82,7 @@ def test_a_destination_that_is_not_allowed_is_said_at_once(closed: tuple[str, st
     complaint = f"TapDestination '{destination}' does not allow namespace '{namespace}'"
     assert complaint in _until(complaint, _tap(namespace, destination), there=True)
     assert complaint not in _apply(_tap(namespace, "default"))
-    _kubectl("label", "namespace", namespace, f"{destination}=yes")
+    kubectl("label", "namespace", namespace, f"{destination}=yes")
     assert complaint not in _until(complaint, _tap(namespace, destination), there=False)
 
 
@@ -135,14 +118,14 @@ def test_the_operator_binds_collectors_only(role: str, account: str, refused: bo
 
 
 def test_the_operator_deletes_no_binding_of_others() -> None:
-    done = _kubectl("delete", "clusterrolebinding", "cluster-admin", "--dry-run=server", f"--as={OPERATOR}")
+    done = kubectl("delete", "clusterrolebinding", "cluster-admin", "--dry-run=server", f"--as={OPERATOR}")
     assert done.returncode != 0
     assert "vtap-collector only" in done.stderr
 
 
 def _patch_status(node: str, token: str) -> str:
     """With an agent's token and nothing else."""
-    view = json.loads(_kubectl("config", "view", "--raw", "--minify", "--flatten", "-o", "json").stdout)
+    view = json.loads(kubectl("config", "view", "--raw", "--minify", "--flatten", "-o", "json").stdout)
     cluster = view["clusters"][0]["cluster"]
     config = {
         "apiVersion": "v1",
@@ -176,27 +159,24 @@ def _patch_status(node: str, token: str) -> str:
 
 
 def _agents() -> Sequence[Manifest]:
-    found = _kubectl("get", "pods", "-n", NAMESPACE, "-l", "vtap.dev/component=agent", "-o", "json").stdout
+    found = kubectl("get", "pods", "-n", NAMESPACE, "-l", "vtap.dev/component=agent", "-o", "json").stdout
     return [pod for pod in json.loads(found)["items"] if pod["status"]["phase"] == "Running"]
 
 
 def test_an_agent_writes_its_own_tapnode_only() -> None:
-    agents = _agents()
-    if len(agents) < 2:
-        pytest.skip("needs agents on two nodes")
-    first, second = agents[0], agents[1]
+    first, second = _agents()[:2]
     bound = ["--bound-object-kind=Pod", f"--bound-object-name={first['metadata']['name']}"]
-    token = _kubectl("create", "token", "vtap-agent", "-n", NAMESPACE, *bound).stdout
+    token = kubectl("create", "token", "vtap-agent", "-n", NAMESPACE, *bound).stdout
     own, other = first["spec"]["nodeName"], second["spec"]["nodeName"]
     assert "serverside-applied" in _patch_status(own, token)
     assert f"this token is not of node {other}" in _patch_status(other, token)
-    unbound = _kubectl("create", "token", "vtap-agent", "-n", NAMESPACE).stdout
+    unbound = kubectl("create", "token", "vtap-agent", "-n", NAMESPACE).stdout
     assert f"this token is not of node {own}" in _patch_status(own, unbound)
 
 
 def test_the_policies_have_no_type_errors(render: Render) -> None:
     names = {each["metadata"]["name"] for each in render() if each["kind"] == "ValidatingAdmissionPolicy"}
-    found = json.loads(_kubectl("get", "validatingadmissionpolicies", "-o", "json").stdout)["items"]
+    found = json.loads(kubectl("get", "validatingadmissionpolicies", "-o", "json").stdout)["items"]
     warnings = {
         each["metadata"]["name"]: each.get("status", {}).get("typeChecking", {}).get("expressionWarnings", [])
         for each in found

@@ -29,7 +29,7 @@ LINGER = 2.0
 """Seconds a stream stays announced after its last copy may have left, so that copies on their way are still known; longer where
 its collector has not heard its last totals by then."""
 TOTALS_EVERY = 1.0
-TOTALS_IDLE_EVERY = 10.0
+TOTALS_IDLE_EVERY = 5.0
 BACKOFF_FIRST, BACKOFF_LAST = 0.2, 2.0
 
 

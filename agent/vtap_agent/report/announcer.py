@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import quote
 
 from vtap_agent.errors import TellUser, VtapError
+from vtap_agent.plan.dataplane import PointCounters
 from vtap_agent.plan.streams import ControlEndpoint, Stream, StreamId, StreamSet
 from vtap_agent.report.arrival import Watch, unarriving, watched
 from vtap_agent.report.control import REQUEST_TIMEOUT, Client
@@ -35,10 +36,14 @@ BACKOFF_FIRST, BACKOFF_LAST = 0.2, 2.0
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What has left of one stream: wire packets, and the sequence number that the next copy will carry."""
+    """What has left of one stream: wire packets, and the sequence number that the next copy will carry.
+
+    `counters` are what became of all that was seen, where that is to be told too.
+    """
 
     sent: int
     next_sequence: int
+    counters: PointCounters | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,6 +330,8 @@ class _Delivery:
         self._tai_offset = 0
         self._sent: Mapping[StreamId, int] = {}
         self._received: Mapping[StreamId, int] = {}
+        self._before: Mapping[StreamId, int] = {}
+        self._takes_terms = False
         self.posted: Mapping[StreamId, Totals] = {}
         """What it has heard of each stream since it was told of them all."""
         self.announced: StreamSet | None = None
@@ -339,12 +346,15 @@ class _Delivery:
         """
         before, self.announced, self._received = self.announced, None, {}
         offset = tai_offset()
-        if before is not None and not self._client.is_connected_to(due.endpoint):
-            self._announce(replace(before, endpoint=due.endpoint), offset)
+        connected = before is not None and self._client.is_connected_to(due.endpoint)
+        if not connected:
+            self._before = {}
+        if before is not None and not connected:
+            self._announce(replace(before, endpoint=due.endpoint), offset, totals)
         if before is not None:
             self._post(due.endpoint, totals)
         if before != due or offset != self._tai_offset:
-            self._announce(due, offset)
+            self._announce(due, offset, totals)
         self.announced = due
 
     def watched(self, before: Mapping[StreamId, Watch]) -> Mapping[StreamId, Watch]:
@@ -359,17 +369,22 @@ class _Delivery:
         changed = {stream: value for stream, value in totals.items() if everything or self.posted.get(stream) != value}
         if not changed and not everything:
             return
-        answer = self._ask(endpoint, "POST", self._totals_path, _totals_body(changed))
+        body = _totals_body(changed, self._before) if self._takes_terms else _plain_totals_body(changed)
+        answer = self._ask(endpoint, "POST", self._totals_path, body)
         self.posted = {**self.posted, **changed}
         self._sent = {stream: value.sent for stream, value in changed.items()}
         self._received = _received_of(answer)
         if everything:
             self._all_posted_at = time.monotonic()
 
-    def _announce(self, streams: StreamSet, offset: int) -> None:
+    def _announce(self, streams: StreamSet, offset: int, totals: Mapping[StreamId, Totals]) -> None:
+        """How far each stream is when whoever answers now hears of it: what has left before may be unknown to him."""
+        left = {stream: value.next_sequence for stream, value in totals.items()}
+        self._before = {stream.id: self._before.get(stream.id, left.get(stream.id, 0)) for stream in streams.streams}
         answer = self._ask(streams.endpoint, "PUT", self._streams_path, _streams_body(streams, offset))
         if "addresses" not in answer:
             self.addresses = None
+        self._takes_terms = answer.get("terms") is True
         self._tai_offset = offset
         self.posted = {}  # Whoever has just been told wants to hear how far the streams are.
 
@@ -431,12 +446,39 @@ def _streams_body(streams: StreamSet, offset: int) -> dict[str, Any]:
     }
 
 
-def _totals_body(totals: Mapping[StreamId, Totals]) -> dict[str, Any]:
+def _plain_totals_body(totals: Mapping[StreamId, Totals]) -> dict[str, Any]:
+    """For collectors that take no more."""
+    return {"streams": [_total(stream, value) for stream, value in _in_order(totals)]}
+
+
+def _totals_body(totals: Mapping[StreamId, Totals], before: Mapping[StreamId, int]) -> dict[str, Any]:
     return {
         "streams": [
-            {"key": key, "incarnation": incarnation, "sent": value.sent, "nextSequence": value.next_sequence}
-            for (key, incarnation), value in sorted(totals.items())
+            {**_total(stream, value), "before": before.get(stream, 0), **_terms(value.counters)}
+            for stream, value in _in_order(totals)
         ]
+    }
+
+
+def _in_order(totals: Mapping[StreamId, Totals]) -> list[tuple[StreamId, Totals]]:
+    return sorted(totals.items(), key=lambda item: item[0])
+
+
+def _total(stream: StreamId, value: Totals) -> dict[str, Any]:
+    return {"key": stream[0], "incarnation": stream[1], "sent": value.sent, "nextSequence": value.next_sequence}
+
+
+def _terms(counters: PointCounters | None) -> dict[str, Any]:
+    if counters is None:
+        return {}
+    return {
+        "terms": {
+            "seen": counters.seen,
+            "excluded": counters.excluded,
+            "unsampled": counters.unsampled,
+            "limited": counters.limited,
+            "dropped": {reason: count for reason, count in sorted(counters.dropped.items()) if count},
+        }
     }
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from vtap_agent.plan.dataplane import Direction, TapPointName
+from vtap_agent.plan.dataplane import Direction, PointCounters, TapPointName
 from vtap_agent.plan.streams import ControlEndpoint, Stream, StreamSet
 from vtap_agent.report import announcer as module
 from vtap_agent.report import arrival
@@ -312,6 +312,24 @@ def test_a_collector_that_refuses_says_so_too(announcer: Announcer, collector: C
     assert "no room" in announcer.acknowledgements()["default"].problem
     heard = announcer.acknowledgements()["default"].heard_at
     eventually(lambda: announcer.acknowledgements()["default"].heard_at > heard)
+
+
+def test_a_collector_that_takes_them_gets_all_terms_and_how_far_streams_were(
+    announcer: Announcer, collector: Collector, token: str
+) -> None:
+    counters = PointCounters(seen=20, excluded=4, unsampled=3, limited=2, sent=9, dropped={"noRoute": 2, "pair": 0})
+    announcer.report({stream(1).id: Totals(9, 9, counters)})
+    announcer.submit(wanted(collector.url, token, 1))
+    eventually(lambda: collector.totals == {1: 9})
+    assert collector.rows[1].keys() == {"key", "incarnation", "sent", "nextSequence"}, "one that does not say so takes no more"
+    collector.says = {"terms": True}
+    announcer.report({stream(1).id: Totals(10, 10, replace(counters, seen=21, sent=10)), stream(2).id: Totals(0, 0)})
+    announcer.submit(wanted(collector.url, token, 1, 2))
+    eventually(lambda: collector.rows[1].get("terms", {}).get("seen") == 21)
+    assert collector.rows[1]["terms"] == {"seen": 21, "excluded": 4, "unsampled": 3, "limited": 2, "dropped": {"noRoute": 2}}
+    assert collector.rows[1]["before"] == 10
+    announcer.report({stream(2).id: Totals(3, 3, counters)})
+    eventually(lambda: collector.rows.get(2, {}).get("sent") == 3)
 
 
 def test_addresses_that_are_none_are_said_in_a_sentence(announcer: Announcer, collector: Collector, token: str) -> None:

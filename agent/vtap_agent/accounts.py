@@ -19,8 +19,8 @@ from vtap_agent.report.told import Told, limited_to, merged
 
 SETTLE = 1.0
 """Seconds between a stream's last feeding and its last reading: what was in the pair has left by then."""
-LAST_WORD = 30.0
-"""Seconds that totals of a closed stream are still told to its collector."""
+LAST_WORD = 120.0
+"""Seconds that totals of a closed stream are still told to its collector, which may have to be started again meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +197,7 @@ class Accounts:
     def totals(self, rows: Iterable[Row]) -> Mapping[StreamId, Totals]:
         """What has left of every stream that its collector may still ask about: live, or closed lately."""
         return {
-            (row.key, row.incarnation): Totals(row.counters.sent, row.counters.next_sequence)
+            (row.key, row.incarnation): Totals(row.counters.sent, row.counters.next_sequence, row.counters)
             for row in rows
             if not row.closed or (row.key, row.incarnation) in self._closed_at
         }

@@ -30,11 +30,13 @@ from vtap_agent.plan.dataplane import DataPlane, MirrorKey, NodeCounters
 from vtap_agent.plan.inventory_model import Inventory
 from vtap_agent.plan.mirror_health import EVIDENCE, unhealthy
 from vtap_agent.plan.mirrors import MirrorStep
+from vtap_agent.plan.reception import Reception, Withheld, withheld
 from vtap_agent.plan.selection import Desired, Selection, remotes, select
 from vtap_agent.plan.shortfalls import Shortfall
 from vtap_agent.plan.slots import SlotTable
 from vtap_agent.plan.steadiness import vanished, with_interfaces, with_switch
 from vtap_agent.plan.steps import Phase, ordered
+from vtap_agent.plan.streams import StreamId
 from vtap_agent.plan.verdicts import TapVerdict
 from vtap_agent.report.announcer import LINGER, Announcer
 from vtap_agent.report.ledger import Row
@@ -113,6 +115,7 @@ class _Planned:
     inventory: Inventory
     slots: SlotTable
     confirmed: Announced
+    withheld: Mapping[str, Withheld]
     selection: Selection
     unrefused: Plan
     """As if Open vSwitch could make every mirror, and the preprocessor hold every program."""
@@ -296,7 +299,7 @@ class Loop:
         mirrors = parts.mirrors.refusals(wanted) if inventory.switch.reachable else {}
         refused = (mirrors, parts.pipeline.refusals(wanted))
         if refused != known.refused:
-            plan = self._assemble(known.selection, inventory, *refused) if any(refused) else known.unrefused
+            plan = self._assemble(known.selection, inventory, known.withheld, *refused) if any(refused) else known.unrefused
             known = replace(known, refused=refused, plan=plan)
         self._planned = known
         return known.plan
@@ -307,6 +310,7 @@ class Loop:
             known.desired is desired
             and known.slots is accounts.slots
             and known.confirmed == accounts.confirmed
+            and known.withheld == self._withheld(known.selection)
             and known.inventory == inventory
         )
 
@@ -317,20 +321,28 @@ class Loop:
             log.error("tap %s cannot be planned", failure.tap, exc_info=failure.error)
             self.metrics.failures.labels("plan").inc()
         accounts.admit(candidate.stream for candidate in selection.candidates)
-        plan = self._assemble(selection, inventory)
-        return _Planned(desired, inventory, accounts.slots, accounts.confirmed, selection, plan, ({}, {}), plan)
+        kept_back = self._withheld(selection)
+        plan = self._assemble(selection, inventory, kept_back)
+        return _Planned(desired, inventory, accounts.slots, accounts.confirmed, kept_back, selection, plan, ({}, {}), plan)
+
+    def _withheld(self, selection: Selection) -> Mapping[str, Withheld]:
+        """Destinations to which nothing may be sent, as their collectors answer now."""
+        now = time.monotonic()
+        answers = self._parts.announcer.acknowledgements()
+        known = {name: Reception(answer.addresses, now - answer.heard_at) for name, answer in answers.items()}
+        return withheld(selection.destinations, known)
 
     def _assemble(
         self,
         selection: Selection,
         inventory: Inventory,
+        kept_back: Mapping[str, Withheld],
         refused_mirrors: Mapping[MirrorKey, str] | None = None,
         refused_programs: Mapping[str, str] | None = None,
     ) -> Plan:
         accounts = self._parts.accounts
-        return assemble(
-            selection, accounts.slots, self._first_key, accounts.confirmed, inventory, refused_mirrors, refused_programs
-        )
+        refused = (refused_mirrors, refused_programs)
+        return assemble(selection, accounts.slots, self._first_key, accounts.confirmed, inventory, *refused, kept_back)
 
     def _with_tap_ports(self, wanted: DataPlane) -> tuple[DataPlane, tuple[Shortfall, ...]]:
         """(what of it can be had, why the rest cannot): a tap port that cannot be made is no other bridge's trouble."""
@@ -427,6 +439,8 @@ class Loop:
         if parts.accounts.due():
             parts.accounts.settle(counters)
             parts.mailbox.changed()
+        if self._planned is not None and self._withheld(self._planned.selection) != self._planned.withheld:
+            parts.mailbox.changed()
         self._look_at_mirrors()
 
     def _look_at_mirrors(self) -> None:
@@ -457,6 +471,7 @@ class Loop:
 
     def _report(self) -> None:
         answers = self._parts.announcer.acknowledgements()
+        unarriving = frozenset[StreamId]().union(*(answer.unarriving for answer in answers.values()))
         observations = Observations(
             stopped=self._failure,
             unverified=self._unverified,
@@ -464,6 +479,7 @@ class Loop:
             told=frozenset(answers),
             collector_problems={name: answer.problem for name, answer in answers.items() if answer.problem},
             confirming=frozenset(name for name, answer in answers.items() if answer.streams and not answer.problem),
+            unarriving=frozenset(row.name for row in self.view.rows if (row.key, row.incarnation) in unarriving),
         )
         said = (observations, self._verdicts)
         if said == self._said:

@@ -87,13 +87,31 @@ class Announcement(_Strict, frozen=True):
         return self
 
 
+Reason = Annotated[str, StringConstraints(pattern=r"^[A-Za-z]{1,32}$")]
+
+
+class AgentTerms(_Strict, frozen=True):
+    """The agent's side of one stream's ledger but for what was sent, in wire packets; `dropped` is by reason."""
+
+    seen: Uint64
+    excluded: Uint64
+    unsampled: Uint64
+    limited: Uint64
+    dropped: Annotated[dict[Reason, Uint64], Field(max_length=32)]
+
+
 class Total(_Strict, frozen=True):
-    """What has left of one stream. `nextSequence` counts modulo 2**32 or on; both are taken."""
+    """What has left of one stream. `nextSequence` counts modulo 2**32 or on; both are taken.
+
+    `before` is what `nextSequence` was when the collector was told of the streams last.
+    """
 
     key: Uint32
     incarnation: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
     sent: Uint64
     nextSequence: Uint64
+    before: Uint64 = 0
+    terms: AgentTerms | None = None
 
 
 class Totals(_Strict, frozen=True):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class CollectorError(Exception):
     """`str()` is one sentence that a user can act on."""
@@ -13,3 +16,7 @@ class Refused(CollectorError):
     def __init__(self, message: str, status: int = 400) -> None:
         super().__init__(message)
         self.status = status
+        self.beside: Mapping[str, Any] = {}
+        """What the answer says beside the sentence."""
+        self.retry_after = 0
+        """Seconds after which it is worth trying again, 0 where that is not known."""

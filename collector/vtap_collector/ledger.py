@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from vtap_collector.announcements import Stream, TapName
+from vtap_collector.announcements import AgentTerms, Stream, TapName
 from vtap_collector.native import ConsumerCounts, CoreCounts, StreamCounts
 
 
@@ -15,7 +15,7 @@ def terms(counts: StreamCounts) -> dict[str, Any]:
     return {
         "received": counts.received,
         "receivedBytes": counts.received_bytes,
-        "lost": {"network": counts.lost_network, "socket": counts.lost_socket},
+        "lost": {"network": counts.lost_network, "socket": counts.lost_socket, "before": counts.lost_before},
         "stored": counts.stored,
         "dropped": {"disk": counts.dropped_disk, "slow": counts.dropped_slow, "crash": counts.dropped_crash},
         "duplicate": counts.duplicate,
@@ -24,7 +24,14 @@ def terms(counts: StreamCounts) -> dict[str, Any]:
     }
 
 
-def stream_row(node: str, stream: Stream, is_open: bool, stale: bool, counts: StreamCounts) -> dict[str, Any]:
+def agent_side(terms: AgentTerms | None, sent: int) -> dict[str, Any] | None:
+    """What the agent counted, as it said last; None where it has not said."""
+    return None if terms is None else {**terms.model_dump(), "sent": sent}
+
+
+def stream_row(
+    node: str, stream: Stream, is_open: bool, stale: bool, counts: StreamCounts, agent: dict[str, Any] | None
+) -> dict[str, Any]:
     """One row. `closed`: withdrawn, or its key is another incarnation's. `stale`: open, but its agent is silent."""
     return {
         "node": node,
@@ -38,6 +45,7 @@ def stream_row(node: str, stream: Stream, is_open: bool, stale: bool, counts: St
         "nextSequence": counts.next_sequence,
         "closed": not is_open,
         "stale": stale,
+        "agent": agent,
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import os
 import platform
@@ -57,6 +58,7 @@ class Options:
     directory: Path
     run_dir: Path
     data: tuple[Endpoint, ...]
+    own_addresses: tuple[str, ...]
     listen: Endpoint | None
     token_file: Path | None
     tls: Path | None
@@ -96,6 +98,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--directory", type=Path, required=True, help="where capture files and state go")
     add("--run-dir", type=Path, default=Path("/run/vtap"), help="where collector.sock goes (%(default)s)")
     add("--listen-data", default="[::]", metavar="ADDRESS:PORT,…", help="where copies arrive (GRE-in-UDP, [::]:4754)")
+    add(
+        "--own-addresses",
+        default="",
+        metavar="ADDRESS,…",
+        help="all that this collector has: agents send to no other, should it have moved (a pod's status.podIPs)",
+    )
     add("--listen", metavar="ADDRESS:PORT", help="serve HTTP on TCP as well; needs --token-file")
     add("--token-file", type=Path, help="the bearer token of agents and of readers over TCP")
     add("--tls", type=Path, metavar="DIR", help="serve HTTPS: ca.crt, tls.crt and tls.key, read again when they change")
@@ -141,6 +149,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         directory=given.directory,
         run_dir=given.run_dir,
         data=tuple(parse_endpoints(given.listen_data, "--listen-data")),
+        own_addresses=_own_addresses(given.own_addresses),
         listen=parse_endpoint(given.listen, "--listen") if given.listen else None,
         token_file=given.token_file,
         tls=given.tls,
@@ -165,6 +174,14 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
             application=f"vtap-collector {_version()}",
         ),
     )
+
+
+def _own_addresses(text: str) -> tuple[str, ...]:
+    """Raises CollectorError."""
+    try:
+        return tuple(str(ipaddress.ip_address(part.strip())) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise CollectorError(f"--own-addresses {text}: {error}; write IPv4 and IPv6 addresses, separated by commas") from None
 
 
 def _rotation(size: int, retained: int) -> int:
@@ -285,7 +302,7 @@ async def _run(
     if certificates is not None:
         housekeeping.append(asyncio.create_task(certificates.follow()))
     try:
-        server = Server(service, access, about)
+        server = Server(service, access, about, options.own_addresses)
         runners = await _serve_http(server, unix_path, options.listen, certificates, about)
         serving = [str(unix_path), *([about["listen"]] if about["listen"] else [])]
         log.info("receiving on %s, serving on %s", ", ".join(about["data"]), " and ".join(serving))

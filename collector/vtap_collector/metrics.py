@@ -76,6 +76,7 @@ def _tap_metrics(taps: Mapping[TapName, StreamCounts]) -> Iterable[Metric]:
         labels = [tap.namespace, tap.name]
         lost.add_metric([*labels, "network"], counts.lost_network)
         lost.add_metric([*labels, "socket"], counts.lost_socket)
+        lost.add_metric([*labels, "before"], counts.lost_before)
         dropped.add_metric([*labels, "disk"], counts.dropped_disk)
         dropped.add_metric([*labels, "slow"], counts.dropped_slow)
         dropped.add_metric([*labels, "crash"], counts.dropped_crash)

@@ -143,6 +143,8 @@ class StreamCounts:
     in_flight: int = 0
     next_sequence: int = 0
     closed: int = 0
+    lost_before: int = 0
+    """Sent before this collector knew the stream, and so unknown to it. Not the core's: to that they are lost in the network."""
 
     def __add__(self, other: StreamCounts) -> StreamCounts:
         return StreamCounts(*(getattr(self, name) + getattr(other, name) for name in StreamCounts.__slots__))

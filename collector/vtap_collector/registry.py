@@ -9,12 +9,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from vtap_collector.announcements import Announcement, Stream, TapName, Totals
+from vtap_collector.announcements import AgentTerms, Announcement, Stream, TapName, Total, Totals
 from vtap_collector.errors import Refused
 from vtap_collector.native import Core, CoreSettings, Direction, StreamCounts, StreamInfo
 from vtap_collector.storage import Storage
@@ -50,6 +51,11 @@ class Entry:
     stream: Stream
     slot: int
     open: bool
+    before: int | None = None
+    """Copies that had left before this collector was told of the stream; None until the agent has said how many."""
+    sent: int = 0
+    agent: AgentTerms | None = None
+    """The agent's side, with `sent`, as it said last; None where it has not."""
 
     @property
     def key(self) -> StreamKey:
@@ -79,6 +85,9 @@ class _SavedStream(BaseModel):
     stream: Stream
     slot: int
     open: bool
+    before: int | None = 0
+    sent: int = 0
+    agent: AgentTerms | None = None
 
 
 class _SavedTap(BaseModel):
@@ -94,6 +103,7 @@ class _Saved(BaseModel):
     taps: list[_SavedTap]
     streams: list[_SavedStream]
     forgotten: dict[str, int] = {}
+    since: str = ""
 
 
 class Registry:
@@ -112,6 +122,8 @@ class Registry:
         self._free_nodes = list(reversed(range(settings.max_nodes)))
         self.forgotten = StreamCounts()
         """Of taps that made room for others."""
+        self.since = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+        """When these books were begun, RFC 3339; empty where that is not known."""
         self.changed = False
         """Something has to be saved."""
 
@@ -124,7 +136,9 @@ class Registry:
         return self._taps
 
     def counts(self, entry: Entry) -> StreamCounts:
-        return self._core.stream_counts(entry.slot)
+        counts = self._core.stream_counts(entry.slot)
+        unknown = min(entry.before or 0, counts.lost_network)
+        return replace(counts, lost_network=counts.lost_network - unknown, lost_before=unknown) if unknown else counts
 
     def is_stale(self, entry: Entry) -> bool:
         """Open, of an agent that has been silent for STALE_SECONDS: it may have ended meanwhile."""
@@ -156,6 +170,23 @@ class Registry:
             entry = self._entries.get((name, total.key, total.incarnation))
             if entry is not None:
                 self._core.totals(entry.slot, total.sent, total.nextSequence)
+                self._take(entry, total)
+
+    def _take(self, entry: Entry, total: Total) -> None:
+        """What is said of an open stream is said again after a restart: only a last word has to be saved."""
+        last_word = not entry.open and (entry.sent, entry.agent) != (total.sent, total.terms)
+        self.changed = self.changed or entry.before is None or last_word
+        if entry.before is None:
+            entry.before = total.before
+        entry.sent, entry.agent = total.sent, total.terms or entry.agent
+
+    def received(self, name: str, totals: Totals) -> list[dict[str, Any]]:
+        """What has arrived of these streams, as far as they are known: for the answer."""
+        known = [entry for total in totals.streams if (entry := self._entries.get((name, total.key, total.incarnation)))]
+        return [
+            {"key": e.stream.key, "incarnation": e.stream.incarnation, "received": self._core.stream_counts(e.slot).received}
+            for e in known
+        ]
 
     def _check_room(self, node: str, streams: int, taps: set[TapName]) -> None:
         if node not in self._nodes and not self._free_nodes:
@@ -208,9 +239,9 @@ class Registry:
         entry = self._entries.get(key)
         if entry is not None and entry.open and entry.stream == stream:
             return
-        slot = entry.slot if entry is not None else self._free_slots.pop()
+        known = entry if entry is not None else Entry(key[0], stream, self._free_slots.pop(), open=True)
         self._entries.pop(key, None)
-        self._entries[key] = Entry(key[0], stream, slot, open=True)
+        self._entries[key] = replace(known, stream=stream, open=True)
         self._open(node, self._entries[key])
         self.changed = True
 
@@ -254,7 +285,7 @@ class Registry:
 
     def _sum_up(self, entry: Entry) -> None:
         """Unless copies of it are still on their way."""
-        counts = self._core.stream_counts(entry.slot)
+        counts = self.counts(entry)
         if not counts.closed or not self._core.release_stream(entry.slot):
             return
         tap = self._taps[entry.stream.tap]
@@ -308,8 +339,12 @@ class Registry:
                 for name, n in self._nodes.items()
             },
             taps=[_SavedTap(tap=name, number=tap.number, past=_plain(tap.past)) for name, tap in self._taps.items()],
-            streams=[_SavedStream(node=e.node, stream=e.stream, slot=e.slot, open=e.open) for e in self._entries.values()],
+            streams=[
+                _SavedStream(node=e.node, stream=e.stream, slot=e.slot, open=e.open, before=e.before, sent=e.sent, agent=e.agent)
+                for e in self._entries.values()
+            ],
             forgotten=_plain(self.forgotten),
+            since=self.since,
         )
         return state.model_dump_json().encode()
 
@@ -357,13 +392,14 @@ class Registry:
             self._taps[tap.tap] = Tap(tap.number, StreamCounts(**tap.past))
             self._core.open_tap(tap.number, tap.tap.namespace, tap.tap.name)
         for item in saved.streams:
-            entry = Entry(item.node, item.stream, item.slot, item.open)
+            entry = Entry(item.node, item.stream, item.slot, item.open, item.before, item.sent, item.agent)
             self._entries[entry.key] = entry
             if entry.open:
                 self._open(self._nodes[item.node], entry)
             elif self.counts(entry).in_flight:  # the last process ended before it had given up what was missing
                 self._core.totals(entry.slot, 0, 0)
         self.forgotten = StreamCounts(**saved.forgotten)
+        self.since = saved.since
 
 
 def _plain(counts: StreamCounts) -> dict[str, Any]:

@@ -43,7 +43,10 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Server:
     """The handlers, over one service."""
 
-    def __init__(self, service: Service, access: Access, about: dict[str, Any]) -> None:
+    def __init__(self, service: Service, access: Access, about: dict[str, Any], own_addresses: Sequence[str] = ()) -> None:
+        """`own_addresses` are all that copies to this collector may be sent to; none where they are not known."""
+        # Who sends totals with terms is told in turn what has arrived of them.
+        self._to_agents: dict[str, Any] = {"terms": True, **({"addresses": list(own_addresses)} if own_addresses else {})}
         self._service = service
         self._access = access
         self._about = about
@@ -82,13 +85,20 @@ class Server:
 
     async def _put_streams(self, request: web.Request) -> web.Response:
         node = parse_node(request.match_info["node"])
-        await self._service.announce(node, parse_announcement(await request.read()))
-        return web.Response(status=204)
+        try:
+            await self._service.announce(node, parse_announcement(await request.read()))
+        except Refused as refused:
+            refused.beside = self._to_agents
+            raise
+        return web.json_response(self._to_agents)
 
     async def _post_totals(self, request: web.Request) -> web.Response:
         node = parse_node(request.match_info["node"])
-        self._service.totals(node, parse_totals(await request.read()))
-        return web.Response(status=204)
+        totals = parse_totals(await request.read())
+        received = self._service.totals(node, totals)
+        if totals.streams and all(total.terms is None for total in totals.streams):
+            return web.Response(status=204)  # of a version that reads no answer
+        return web.json_response({"streams": received})
 
     # ---- numbers ----
 
@@ -269,8 +279,9 @@ async def _sentences(request: web.Request, handler: Handler) -> web.StreamRespon
     try:
         return await handler(request)
     except Refused as refused:
-        headers = {"WWW-Authenticate": "Bearer"} if refused.status == 401 else None
-        return web.json_response({"error": str(refused)}, status=refused.status, headers=headers)
+        headers = {"WWW-Authenticate": "Bearer"} if refused.status == 401 else {}
+        headers |= {"Retry-After": str(refused.retry_after)} if refused.retry_after else {}
+        return web.json_response({"error": str(refused), **refused.beside}, status=refused.status, headers=headers)
     except web.HTTPRequestEntityTooLarge:
         return web.json_response({"error": f"the request is larger than {MAX_BODY} bytes"}, status=413)
     except web.HTTPException as error:

@@ -62,8 +62,10 @@ class Service:
         self.registry.announce(node, announcement)
         await self.save()
 
-    def totals(self, node: str, totals: Totals) -> None:
+    def totals(self, node: str, totals: Totals) -> list[dict[str, Any]]:
+        """What has arrived of these streams."""
         self.registry.totals(node, totals)
+        return self.registry.received(node, totals)
 
     async def save(self) -> None:
         """Write the registry down where it has changed. A disk that refuses is tried again every second."""
@@ -108,11 +110,13 @@ class Service:
         """What `GET /v1/ledger` answers. Of one tap: nothing that names another, whose readers may be others."""
         if only is not None:
             return {
+                "since": self.registry.since,
                 "streams": [self._row(entry) for entry in self.registry.entries() if entry.stream.tap == only],
                 "taps": ledger.tap_rows({name: counts for name, counts in self.sums().items() if name == only}),
                 **ledger.own_terms(self.core.counts()),
             }
         return {
+            "since": self.registry.since,
             "streams": [self._row(entry) for entry in self.registry.entries()],
             "taps": ledger.tap_rows(self.sums()),
             "forgottenTaps": ledger.terms(self.registry.forgotten),
@@ -122,7 +126,8 @@ class Service:
 
     def _row(self, entry: Entry) -> dict[str, Any]:
         stale = self.registry.is_stale(entry)
-        return ledger.stream_row(entry.node, entry.stream, entry.open, stale, self.registry.counts(entry))
+        agent = ledger.agent_side(entry.agent, entry.sent)
+        return ledger.stream_row(entry.node, entry.stream, entry.open, stale, self.registry.counts(entry), agent)
 
     def numbers(self) -> Numbers:
         """What a scrape of `/metrics` shows."""

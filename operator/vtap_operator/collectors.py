@@ -103,6 +103,7 @@ def arguments(target: CollectorTarget, size: Quantity) -> list[str]:
         "--directory=/var/lib/vtap",
         "--run-dir=/run/vtap",
         f"--listen=[::]:{CONTROL_PORT}",
+        "--own-addresses=$(POD_IPS)",
         f"--retain-bytes={int(size.value * KEEP)}",
         f"--rotate-size={min(ROTATE_BYTES, int(size.value * KEEP) // FILES)}",
         *transport,

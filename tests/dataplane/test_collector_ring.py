@@ -112,7 +112,7 @@ def test_an_interface_that_goes_down_and_comes_back_is_captured_on_again(wire: W
         wire.send(collector, 200, 300)
         row = collector.at_rest(1, 300)
         assert captured(collector) == 300
-        assert (row["lost"], row["duplicate"]) == ({"network": 0, "socket": 0}, 0)
+        assert (row["lost"], row["duplicate"]) == ({"network": 0, "socket": 0, "before": 0}, 0)
         assert collector.metric("vtap_collector_ring_outages_total") == 2
 
 

@@ -24,6 +24,7 @@ from vtap_agent.plan.dataplane import (
 )
 from vtap_agent.plan.destinations import ResolvedDestination
 from vtap_agent.plan.inventory_model import BridgePort, Inventory, NextHop, NextHopState
+from vtap_agent.plan.reception import Withheld
 from vtap_agent.plan.selection import Candidate, Selection
 from vtap_agent.plan.slots import SlotTable
 from vtap_agent.plan.streams import Stream, StreamId, StreamSet
@@ -68,19 +69,22 @@ def assemble(
     inventory: Inventory,
     refused_mirrors: Mapping[MirrorKey, str] | None = None,
     refused_programs: Mapping[str, str] | None = None,
+    withheld: Mapping[str, Withheld] | None = None,
 ) -> Plan:
     """The data plane for the selected points that have a slot.
 
     A stream to a collector is fed only once the collector has acknowledged it, so that the first copy already finds its name
     there. Streams to other people's endpoints are fed at once. `first_key` is the first key of the node's block.
     `refused_mirrors` says which mirrors Open vSwitch cannot make, and why; `refused_programs` which programs, by name, the
-    preprocessor cannot hold.
+    preprocessor cannot hold; `withheld` to which destinations nothing may be sent, by name.
     """
+    withheld = withheld or {}
     hops = {name: _next_hop(item, inventory) for name, item in selection.destinations.items()}
     placed, refused = _place(selection, slots, first_key, announced, hops)
     placed, unwritable = _without(placed, refused_programs or {})
     refused += unwritable
     placed = [_unless_refused(item, refused_mirrors or {}) for item in _limit_crowded(_unless_shared(placed))]
+    placed = [_unless_withheld(item, withheld.get(item.candidate.destination)) for item in placed]
     fed = [item for item in placed if item.feeds]
     used = {item.point.destination for item in placed}
     dataplane = DataPlane(
@@ -88,7 +92,11 @@ def assemble(
         sources=_sources(fed),
         points=tuple(sorted((item.point for item in placed), key=lambda point: point.slot)),
         programs={item.point.program: selection.programs[item.point.program] for item in placed},
-        destinations={name: _destination(item, hops[name]) for name, item in selection.destinations.items() if name in used},
+        destinations={
+            name: _destination(item, hops[name], withheld=name in withheld)
+            for name, item in selection.destinations.items()
+            if name in used
+        },
         peer_sets=selection.peer_sets,
     )
     return Plan(dataplane, _announcements(selection, placed, hops), _told(selection, placed, refused))
@@ -220,6 +228,12 @@ def _unless_refused(item: _Placed, refused: Mapping[MirrorKey, str]) -> _Placed:
     return _refuse(item, "NoMirror", sentence)
 
 
+def _unless_withheld(item: _Placed, why: Withheld | None) -> _Placed:
+    if why is None or item.verdict.state is not PointState.READY:
+        return item
+    return replace(item, verdict=replace(item.verdict, state=PointState.WAITING, reason=why.reason, message=why.sentence))
+
+
 def _next_hop(destination: ResolvedDestination, inventory: Inventory) -> NextHop:
     return inventory.next_hops.get(destination.remote, NextHop(destination.remote, NextHopState.NO_ROUTE))
 
@@ -228,12 +242,13 @@ def _loops(hop: NextHop, tapped: frozenset[int]) -> bool:
     return hop.state is NextHopState.LOOP or (hop.ifindex != 0 and hop.ifindex in tapped)
 
 
-def _destination(resolved: ResolvedDestination, hop: NextHop) -> Destination:
+def _destination(resolved: ResolvedDestination, hop: NextHop, *, withheld: bool) -> Destination:
     remote = ipaddress.ip_address(resolved.remote).packed
+    state = STATES[hop.state]
     return Destination(
         name=resolved.name,
         encapsulation=resolved.encapsulation,
-        state=STATES[hop.state],
+        state=DestinationState.NOT_READY if withheld and state is DestinationState.READY else state,
         remote=remote,
         local=ipaddress.ip_address(hop.source).packed if hop.source else bytes(len(remote)),
         ifindex=hop.ifindex,

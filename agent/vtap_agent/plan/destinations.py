@@ -32,6 +32,8 @@ class ResolvedDestination:
     oversize: Oversize
     fixed_id: int | None
     control: ControlEndpoint | None
+    is_pod: bool = False
+    """Whether the address is that of a pod, which another pod may get: a collector's that the operator runs."""
 
     @property
     def receiver(self) -> str:
@@ -60,6 +62,7 @@ def resolve_destination(destination: TapDestination) -> ResolvedDestination | No
         oversize=Oversize.TRUNCATE if spec.oversize is OversizePolicy.TRUNCATE else Oversize.FRAGMENT,
         fixed_id=spec.fixed_id,
         control=ControlEndpoint(runs.url.rstrip("/"), "") if runs is not None else _control(collector),
+        is_pod=runs is not None,
     )
 
 

@@ -7,40 +7,43 @@ See docs/architecture.md, "The control channel".
 
 from __future__ import annotations
 
-import http.client
-import json
+import ipaddress
 import logging
 import math
-import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
-from vtap_agent.errors import Retry, TellUser, VtapError
+from vtap_agent.errors import TellUser, VtapError
+from vtap_agent.plan.dataplane import PointCounters
 from vtap_agent.plan.streams import ControlEndpoint, Stream, StreamId, StreamSet
+from vtap_agent.report.arrival import Watch, unarriving, watched
+from vtap_agent.report.control import REQUEST_TIMEOUT, Client
 from vtap_agent.report.identity import ClientIdentity
 
 log = logging.getLogger(__name__)
 
-REQUEST_TIMEOUT = 2.0
 LINGER = 2.0
-"""Seconds a stream stays announced after its last copy may have left, so that copies on their way are still known."""
+"""Seconds a stream stays announced after its last copy may have left, so that copies on their way are still known; longer where
+its collector has not heard its last totals by then."""
 TOTALS_EVERY = 1.0
-TOTALS_IDLE_EVERY = 10.0
-BACKOFF_FIRST, BACKOFF_LAST = 0.2, 5.0
+TOTALS_IDLE_EVERY = 5.0
+BACKOFF_FIRST, BACKOFF_LAST = 0.2, 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What has left of one stream: wire packets, and the sequence number that the next copy will carry."""
+    """What has left of one stream: wire packets, and the sequence number that the next copy will carry.
+
+    `counters` are what became of all that was seen, where that is to be told too.
+    """
 
     sent: int
     next_sequence: int
+    counters: PointCounters | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,12 @@ class Acknowledgement:
 
     streams: frozenset[StreamId] = frozenset()
     problem: str = ""
+    addresses: frozenset[str] | None = None
+    """Those that it says are its own; None where it has not said."""
+    unarriving: frozenset[StreamId] = frozenset()
+    """Streams of which nothing arrives there, though copies leave."""
+    heard_at: float = field(default_factory=time.monotonic, compare=False)
+    """When it answered last, or was asked first, in seconds of a monotonic clock."""
 
 
 class Announcer:
@@ -153,6 +162,8 @@ class _Worker(threading.Thread):
         self._wanted = wanted
         self._on_change = on_change
         self._totals: Mapping[StreamId, Totals] = {}
+        self._heard: Mapping[StreamId, Totals] = {}
+        self._watches: Mapping[StreamId, Watch] = {}
         self._lingering: dict[StreamId, tuple[Stream, float]] = {}
         self._wake = threading.Condition()
         self._stopping = False
@@ -218,14 +229,28 @@ class _Worker(threading.Thread):
         backoff = BACKOFF_FIRST
         while (due := self._await_work(delivery.announced)) is not None:
             problem = self._deliver(delivery, due)
+            self._take(delivery, due, problem)
             if not problem:
-                self._answer(Acknowledgement(frozenset(stream.id for stream in due.streams)))
                 backoff = BACKOFF_FIRST
                 continue
-            self._answer(replace(self.acknowledgement, problem=problem))
             if not self._pause(backoff):
                 return
             backoff = min(BACKOFF_LAST, backoff * 2)
+
+    def _take(self, delivery: _Delivery, due: StreamSet, problem: str) -> None:
+        """Keep what was learnt from the answers, or from there being none."""
+        known = self.acknowledgement
+        heard = {"addresses": delivery.addresses, "heard_at": max(delivery.heard_at, known.heard_at)}
+        if problem:
+            self._watches = {}
+            self._answer(replace(known, problem=problem, unarriving=frozenset(), **heard))
+            return
+        announced = frozenset(stream.id for stream in due.streams)
+        with self._wake:
+            self._heard = delivery.posted
+        watches = delivery.watched(self._watches)
+        self._watches = {stream: watch for stream, watch in watches.items() if stream in announced}
+        self._answer(Acknowledgement(announced, unarriving=unarriving(self._watches), **heard))
 
     def _deliver(self, delivery: _Delivery, due: StreamSet) -> str:
         """Returns the sentence that says why it failed, empty where it did not."""
@@ -263,13 +288,19 @@ class _Worker(threading.Thread):
     def _current(self) -> StreamSet:
         """What should be announced now: what is wanted and what still lingers."""
         now = time.monotonic()
-        self._lingering = {stream_id: entry for stream_id, entry in self._lingering.items() if entry[1] > now}
+        self._lingering = {
+            stream_id: entry for stream_id, entry in self._lingering.items() if entry[1] > now or self._is_owed(stream_id)
+        }
         late = tuple(stream for stream, _until in self._lingering.values())
         return replace(self._wanted, streams=tuple(sorted((*self._wanted.streams, *late), key=lambda stream: stream.id)))
 
+    def _is_owed(self, stream_id: StreamId) -> bool:
+        """Whether the collector is still to hear the last totals of a stream, as long as these are there to be told."""
+        return stream_id in self._totals and self._heard.get(stream_id) != self._totals[stream_id]
+
     def _next_linger(self, otherwise: float) -> float:
         now = time.monotonic()
-        return min([otherwise, *(max(0.0, until - now) for _stream, until in self._lingering.values())])
+        return min([otherwise, *(until - now for _stream, until in self._lingering.values() if until > now)])
 
     def _select(self, due: StreamSet) -> dict[StreamId, Totals]:
         with self._wake:
@@ -277,11 +308,11 @@ class _Worker(threading.Thread):
         return {stream.id: known[stream.id] for stream in due.streams if stream.id in known}
 
     def _answer(self, acknowledgement: Acknowledgement) -> None:
-        if acknowledgement == self.acknowledgement:
+        before, self.acknowledgement = self.acknowledgement, acknowledgement
+        if acknowledgement == before:
             return
-        if acknowledgement.problem and acknowledgement.problem != self.acknowledgement.problem:
+        if acknowledgement.problem and acknowledgement.problem != before.problem:
             log.warning("destination %s: %s", self._wanted.destination, acknowledgement.problem)
-        self.acknowledgement = acknowledgement
         self._on_change()
 
     def _path(self, what: str) -> str:
@@ -289,16 +320,23 @@ class _Worker(threading.Thread):
 
 
 class _Delivery:
-    """What one collector has been told on the present connection; told afresh after any failure."""
+    """What one collector has been told on the present connection, and has answered; told afresh after any failure."""
 
     def __init__(self, streams_path: str, totals_path: str, identity: ClientIdentity | None = None) -> None:
-        self._client = _Client(identity)
+        self._client = Client(identity)
         self._streams_path = streams_path
         self._totals_path = totals_path
-        self._posted: Mapping[StreamId, Totals] = {}
-        self._posted_at = 0.0
+        self._all_posted_at = 0.0
         self._tai_offset = 0
+        self._sent: Mapping[StreamId, int] = {}
+        self._received: Mapping[StreamId, int] = {}
+        self._before: Mapping[StreamId, int] = {}
+        self._takes_terms = False
+        self.posted: Mapping[StreamId, Totals] = {}
+        """What it has heard of each stream since it was told of them all."""
         self.announced: StreamSet | None = None
+        self.addresses: frozenset[str] | None = None
+        self.heard_at = -math.inf
 
     def deliver(self, due: StreamSet, totals: Mapping[StreamId, Totals]) -> None:
         """Totals first: a stream that is about to be withdrawn gets its last word.
@@ -306,22 +344,81 @@ class _Delivery:
         The answer before may have closed the connection, and then another process may have taken the place of the one that was
         told, so that it has to be told again.
         """
-        before, self.announced = self.announced, None
+        before, self.announced, self._received = self.announced, None, {}
         offset = tai_offset()
-        if before is not None and not self._client.is_connected_to(due.endpoint):
-            self._announce(replace(before, endpoint=due.endpoint), offset)
-        overdue = time.monotonic() - self._posted_at >= TOTALS_IDLE_EVERY
-        if before is not None and (overdue or totals != self._posted):
-            self._client.request(due.endpoint, "POST", self._totals_path, _totals_body(totals))
-            self._posted, self._posted_at = totals, time.monotonic()
+        connected = before is not None and self._client.is_connected_to(due.endpoint)
+        if not connected:
+            self._before = {}
+        if before is not None and not connected:
+            self._announce(replace(before, endpoint=due.endpoint), offset, totals)
+        if before is not None:
+            self._post(due.endpoint, totals)
         if before != due or offset != self._tai_offset:
-            self._announce(due, offset)
+            self._announce(due, offset, totals)
         self.announced = due
 
-    def _announce(self, streams: StreamSet, offset: int) -> None:
-        self._client.request(streams.endpoint, "PUT", self._streams_path, _streams_body(streams, offset))
+    def watched(self, before: Mapping[StreamId, Watch]) -> Mapping[StreamId, Watch]:
+        """`before`, and what the last answer says of copies that should have arrived."""
+        if not self._received:
+            return before
+        return watched(before, self._sent, self._received, self.heard_at)
+
+    def _post(self, endpoint: ControlEndpoint, totals: Mapping[StreamId, Totals]) -> None:
+        """What has changed; now and then everything, so that the collector hears that we are there, and we how far it is."""
+        everything = time.monotonic() - self._all_posted_at >= TOTALS_IDLE_EVERY
+        changed = {stream: value for stream, value in totals.items() if everything or self.posted.get(stream) != value}
+        if not changed and not everything:
+            return
+        body = _totals_body(changed, self._before) if self._takes_terms else _plain_totals_body(changed)
+        answer = self._ask(endpoint, "POST", self._totals_path, body)
+        self.posted = {**self.posted, **changed}
+        self._sent = {stream: value.sent for stream, value in changed.items()}
+        self._received = _received_of(answer)
+        if everything:
+            self._all_posted_at = time.monotonic()
+
+    def _announce(self, streams: StreamSet, offset: int, totals: Mapping[StreamId, Totals]) -> None:
+        """How far each stream is when whoever answers now hears of it: what has left before may be unknown to him."""
+        left = {stream: value.next_sequence for stream, value in totals.items()}
+        self._before = {stream.id: self._before.get(stream.id, left.get(stream.id, 0)) for stream in streams.streams}
+        answer = self._ask(streams.endpoint, "PUT", self._streams_path, _streams_body(streams, offset))
+        if "addresses" not in answer:
+            self.addresses = None
+        self._takes_terms = answer.get("terms") is True
         self._tai_offset = offset
-        self._posted = {}  # Whoever has just been told wants to hear how far the streams are.
+        self.posted = {}  # Whoever has just been told wants to hear how far the streams are.
+
+    def _ask(self, endpoint: ControlEndpoint, method: str, path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Raises TellUser where it refuses; then, too, it has said where it is."""
+        answer = self._client.request(endpoint, method, path, body)
+        self.heard_at = time.monotonic()
+        if "addresses" in answer.body:
+            self.addresses = _addresses_of(answer.body["addresses"], endpoint)
+        if answer.problem:
+            raise TellUser(answer.problem)
+        return answer.body
+
+
+def _addresses_of(said: object, endpoint: ControlEndpoint) -> frozenset[str]:
+    try:
+        if not isinstance(said, list):
+            raise TypeError("no list")
+        return frozenset(str(ipaddress.ip_address(str(address))) for address in said)
+    except (TypeError, ValueError) as error:
+        raise TellUser(f"the collector at {endpoint.url} does not say which its addresses are ({error}); upgrade it") from error
+
+
+def _received_of(answer: Mapping[str, Any]) -> dict[StreamId, int]:
+    """What does not look like it is passed over: nobody has to say how far streams are."""
+    rows = answer.get("streams")
+    return {
+        (row["key"], row["incarnation"]): row["received"]
+        for row in (rows if isinstance(rows, list) else ())
+        if isinstance(row, dict) and all(isinstance(row.get(name), kind) for name, kind in _RECEIVED)
+    }
+
+
+_RECEIVED = (("key", int), ("incarnation", str), ("received", int))
 
 
 def _streams_body(streams: StreamSet, offset: int) -> dict[str, Any]:
@@ -349,110 +446,42 @@ def _streams_body(streams: StreamSet, offset: int) -> dict[str, Any]:
     }
 
 
-def _totals_body(totals: Mapping[StreamId, Totals]) -> dict[str, Any]:
+def _plain_totals_body(totals: Mapping[StreamId, Totals]) -> dict[str, Any]:
+    """For collectors that take no more."""
+    return {"streams": [_total(stream, value) for stream, value in _in_order(totals)]}
+
+
+def _totals_body(totals: Mapping[StreamId, Totals], before: Mapping[StreamId, int]) -> dict[str, Any]:
     return {
         "streams": [
-            {"key": key, "incarnation": incarnation, "sent": value.sent, "nextSequence": value.next_sequence}
-            for (key, incarnation), value in sorted(totals.items())
+            {**_total(stream, value), "before": before.get(stream, 0), **_terms(value.counters)}
+            for stream, value in _in_order(totals)
         ]
+    }
+
+
+def _in_order(totals: Mapping[StreamId, Totals]) -> list[tuple[StreamId, Totals]]:
+    return sorted(totals.items(), key=lambda item: item[0])
+
+
+def _total(stream: StreamId, value: Totals) -> dict[str, Any]:
+    return {"key": stream[0], "incarnation": stream[1], "sent": value.sent, "nextSequence": value.next_sequence}
+
+
+def _terms(counters: PointCounters | None) -> dict[str, Any]:
+    if counters is None:
+        return {}
+    return {
+        "terms": {
+            "seen": counters.seen,
+            "excluded": counters.excluded,
+            "unsampled": counters.unsampled,
+            "limited": counters.limited,
+            "dropped": {reason: count for reason, count in sorted(counters.dropped.items()) if count},
+        }
     }
 
 
 def tai_offset() -> int:
     """Seconds by which this kernel's CLOCK_TAI is ahead of UTC; 0 where nobody has set it (adjtimex(2))."""
     return round(time.clock_gettime(time.CLOCK_TAI) - time.clock_gettime(time.CLOCK_REALTIME))
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=REQUEST_TIMEOUT)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(REQUEST_TIMEOUT)
-        self.sock.connect(self._path)
-
-
-class _Client:
-    """One kept-alive connection to one endpoint; another as soon as our certificate is another."""
-
-    def __init__(self, identity: ClientIdentity | None = None) -> None:
-        self._identity = identity
-        self._endpoint: ControlEndpoint | None = None
-        self._connection: http.client.HTTPConnection | None = None
-        self._secured: ssl.SSLContext | None = None
-
-    def is_connected_to(self, endpoint: ControlEndpoint) -> bool:
-        """Whether the next request goes over the same connection as the last: the answer may have closed it."""
-        if self._connection is None or self._connection.sock is None:
-            return False
-        return self._endpoint == endpoint and self._secured is self._secures(endpoint)
-
-    def _secures(self, endpoint: ControlEndpoint) -> ssl.SSLContext | None:
-        """None for plain HTTP. Raises Wait while there is no certificate."""
-        if not endpoint.url.startswith("https:"):
-            return None
-        if self._identity is None:
-            raise TellUser(f"the collector at {endpoint.url} asks for a certificate; give the agent --tls DIR")
-        return self._identity.context()
-
-    def request(self, endpoint: ControlEndpoint, method: str, path: str, body: Mapping[str, Any]) -> None:
-        """Raises Retry where nobody answers, TellUser where the answer is a refusal."""
-        headers, secured = _headers(endpoint), self._secures(endpoint)
-        try:
-            connection = self._connect(endpoint, secured)
-            connection.request(method, path, json.dumps(body), headers)
-            answer = connection.getresponse()
-            text = answer.read(65536).decode("utf-8", "replace")
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            self._close()
-            raise Retry(
-                f"the collector at {endpoint.url} does not answer ({error}); check that it runs and is reachable"
-            ) from error
-        if answer.status in (http.HTTPStatus.UNAUTHORIZED, http.HTTPStatus.FORBIDDEN):
-            cure = "token; give both the same file" if secured is None else f"certificate: {_error_of(text)}"
-            raise TellUser(f"the collector at {endpoint.url} refuses our {cure}")
-        if answer.status >= http.HTTPStatus.BAD_REQUEST:
-            raise TellUser(f"the collector at {endpoint.url} refuses our streams: {_error_of(text)}")
-
-    def _connect(self, endpoint: ControlEndpoint, secured: ssl.SSLContext | None) -> http.client.HTTPConnection:
-        if self._connection is None or endpoint != self._endpoint or secured is not self._secured:
-            self._close()
-            self._endpoint, self._secured = endpoint, secured
-            self._connection = _new_connection(endpoint.url, secured)
-        return self._connection
-
-    def _close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-
-def _new_connection(url: str, secured: ssl.SSLContext | None) -> http.client.HTTPConnection:
-    if url.startswith("unix:"):
-        return _UnixConnection(url.removeprefix("unix:"))
-    parts = urlsplit(url)
-    if secured is not None:
-        return http.client.HTTPSConnection(parts.hostname or "", parts.port or 443, timeout=REQUEST_TIMEOUT, context=secured)
-    return http.client.HTTPConnection(parts.hostname or "", parts.port or 80, timeout=REQUEST_TIMEOUT)
-
-
-def _headers(endpoint: ControlEndpoint) -> dict[str, str]:
-    headers = {"Content-Type": "application/json"}
-    if endpoint.token_file:
-        try:
-            token = Path(endpoint.token_file).read_text(encoding="ascii").strip()
-            if not token.isprintable():
-                raise ValueError("it is not one line of text")
-        except (OSError, ValueError) as error:
-            raise TellUser(f"{endpoint.token_file}: the token cannot be read ({error}); create the file") from error
-        headers["Authorization"] = f"Bearer {token}"
-    return headers
-
-
-def _error_of(text: str) -> str:
-    try:
-        return str(json.loads(text)["error"])
-    except (ValueError, KeyError, TypeError):
-        return text[:200] or "no reason given"

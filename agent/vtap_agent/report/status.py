@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vtap_agent.plan.dataplane import MirrorKey
+from vtap_agent.plan.dataplane import MirrorKey, TapPointName
 from vtap_agent.plan.shortfalls import Shortfall, about
 from vtap_agent.plan.verdicts import PointState, PointVerdict, TapVerdict
 from vtap_agent.report.ledger import Row
@@ -39,7 +39,7 @@ class Observations:
     `stopped` is the sentence that says why the last pass did not come to its end, empty where it did. `unverified` is
     what the kernel or OVS does not hold as wanted; `mirror_problems` about mirrors that do not copy as they should. Of
     destinations, by name: `told` are those with a collector of ours, `confirming` those whose collector acknowledges the streams,
-    and `collector_problems` says why others do not.
+    and `collector_problems` says why others do not. `unarriving` are tap points whose copies leave and never arrive.
     """
 
     stopped: str = ""
@@ -48,11 +48,39 @@ class Observations:
     told: frozenset[str] = frozenset()
     collector_problems: Mapping[str, str] = field(default_factory=dict[str, str])
     confirming: frozenset[str] = frozenset()
+    unarriving: frozenset[TapPointName] = frozenset()
+
+
+NOT_ARRIVING = (
+    "copies leave and none arrives, though the collector answers: something on the way drops them, or changes the address that "
+    "they come from; let the collector's data port (UDP 4754, unless its TapDestination says otherwise) pass from this node, in "
+    "network policies, firewalls and tunnels, without address translation"
+)
 
 
 def tap_status(verdict: TapVerdict, observations: Observations) -> TapStatus:
     """The three conditions of one tap."""
+    verdict = _with_arrivals(verdict, observations.unarriving)
     return TapStatus(verdict, (_accepted(verdict), _programmed(verdict, observations), _delivering(verdict, observations)))
+
+
+def _with_arrivals(verdict: TapVerdict, unarriving: frozenset[TapPointName]) -> TapVerdict:
+    """Tap points of which nothing arrives are not ready, whatever this node did."""
+    missing = {
+        (name.pod_namespace, name.pod_name, name.interface, name.direction.value)
+        for name in unarriving
+        if (name.tap_namespace, name.tap_name) == (verdict.namespace, verdict.name)
+    }
+    if not missing:
+        return verdict
+    return replace(verdict, points=tuple(_with_arrival(point, missing) for point in verdict.points))
+
+
+def _with_arrival(point: PointVerdict, missing: set[tuple[str, str, str, str]]) -> PointVerdict:
+    named = (point.pod_namespace, point.pod_name, point.interface, point.direction)
+    if point.state is not PointState.READY or named not in missing:
+        return point
+    return replace(point, state=PointState.WAITING, reason="NotArriving", message=NOT_ARRIVING)
 
 
 def _condition(verdict: TapVerdict, kind: str, status: str, reason: str, message: str) -> Condition:
@@ -103,7 +131,9 @@ def _delivering(verdict: TapVerdict, observations: Observations) -> Condition:
         return _condition(verdict, "Delivering", "False", verdict.waiting_reason, verdict.waiting)
     problem = observations.collector_problems.get(verdict.destination, "")
     if problem:
-        return _condition(verdict, "Delivering", "False", "CollectorUnreachable", problem)
+        stopped = [point for point in verdict.points if point.reason == "CollectorSilent"]
+        why = f"{problem}; {stopped[0].message}" if stopped else problem
+        return _condition(verdict, "Delivering", "False", "CollectorUnreachable", why)
     waiting = [point for point in verdict.points if point.state is PointState.WAITING]
     if waiting:
         return _condition(verdict, "Delivering", "False", waiting[0].reason, _first_of(waiting))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 import ssl
 import time
@@ -21,6 +22,7 @@ from vtap_collector import server as server_module
 from vtap_collector.access import BEHIND_PROXY, ClusterAccess
 from vtap_collector.certificates import Certificates
 from vtap_collector.errors import CollectorError
+from vtap_collector.main import parse_options
 from vtap_collector.registry import Registry
 from vtap_collector.reviews import AUDIENCE, REMEMBERED_SECONDS, InClusterApi, Reviewer
 from vtap_collector.server import Server
@@ -120,7 +122,7 @@ class Site:
             api_port = await _listen(stack, self.api.application(), None)
             # Plain HTTP here; the file given as the API server's CA is read all the same.
             api = InClusterApi(f"http://localhost:{api_port}", self.directory / "token", self.tls / "ca.crt")
-            server = Server(service, ClusterAccess(Reviewer(api, self.clock)), {"status": "ok"})
+            server = Server(service, ClusterAccess(Reviewer(api, self.clock)), {"status": "ok"}, ("10.0.0.9", "fd00::9"))
             port = await _listen(stack, server.application(trusted=False), certificates.context)
             self.url = f"https://localhost:{port}"
             await scenario(certificates)
@@ -177,7 +179,7 @@ def test_only_a_certificate_of_the_agents_opens_the_control_channel(site: Site) 
         site.api.users["admin"] = ("admin", frozenset())
         site.api.readers["admin"] = {""}
         path = "/v1/nodes/node-1/streams"
-        assert (await site.ask("PUT", path, site.client("vtap-agent")))[0] == 204
+        assert (await site.ask("PUT", path, site.client("vtap-agent")))[0] == 200
         status, said = await site.ask("PUT", path, site.client("somebody"))
         assert status == 403 and "client certificate of vtap-agent" in said
         assert (await site.ask("PUT", path, site.client(), bearer("admin")))[0] == 403
@@ -246,11 +248,36 @@ def test_a_tenant_sees_the_ledger_of_its_own_tap_alone(site: Site) -> None:
         status, _said = await site.ask(
             "PUT", "/v1/nodes/node-1/streams", site.client("vtap-agent"), body={**ANNOUNCEMENT, "streams": streams}
         )
-        assert status == 204
+        assert status == 200
         status, said = await site.ask("GET", "/v1/ledger?tap=shop/checkout", site.client(), bearer("t-alice"))
         assert status == 200 and "checkout" in said and "vault" not in said
         status, said = await site.ask("GET", "/v1/ledger", site.client(), bearer("t-admin"))
         assert status == 200 and "checkout" in said and "vault" in said
+
+    site.run(scenario)
+
+
+def test_agents_are_told_where_the_collector_is_and_what_has_arrived(site: Site) -> None:
+    async def scenario(_certificates: Certificates) -> None:
+        path, agent = "/v1/nodes/node-1", site.client("vtap-agent")
+        streams = [announced(4096, "shop", "checkout")]
+        status, said = await site.ask("PUT", f"{path}/streams", agent, body={**ANNOUNCEMENT, "streams": streams})
+        assert (status, json.loads(said)) == (200, {"addresses": ["10.0.0.9", "fd00::9"], "terms": True})
+        total = {"key": 4096, "incarnation": f"{4096:016x}", "sent": 3, "nextSequence": 3}
+        assert await site.ask("POST", f"{path}/totals", agent, body={"streams": [total]}) == (204, "")
+        terms = {"seen": 8, "excluded": 2, "unsampled": 2, "limited": 0, "dropped": {"noRoute": 1}}
+        unknown = {**total, "key": 5}
+        rows = [{**total, "terms": terms}, unknown]
+        status, said = await site.ask("POST", f"{path}/totals", agent, body={"streams": rows})
+        arrived = {"key": 4096, "incarnation": f"{4096:016x}", "received": 0}
+        assert (status, json.loads(said)) == (200, {"streams": [arrived]})
+        site.api.users["t"], site.api.readers["alice"] = ("alice", frozenset()), {"shop"}
+        status, said = await site.ask("GET", "/v1/ledger?tap=shop/checkout", site.client(), bearer("t"))
+        ledger = json.loads(said)
+        assert ledger["since"] and ledger["streams"][0]["agent"] == {**terms, "sent": 3}
+        too_many = [{**announced(key, "shop", "checkout")} for key in range(17)]
+        status, said = await site.ask("PUT", f"{path}/streams", agent, body={**ANNOUNCEMENT, "streams": too_many})
+        assert status == 507 and json.loads(said)["addresses"] == ["10.0.0.9", "fd00::9"]
 
     site.run(scenario)
 
@@ -294,7 +321,7 @@ def test_new_certificates_are_served_and_bad_ones_are_not(site: Site) -> None:
         with pytest.raises(aiohttp.ClientConnectorCertificateError):
             await site.ask("GET", "/healthz", site.client())
         site.authority = newer
-        assert (await site.ask("PUT", "/v1/nodes/node-1/streams", site.client("vtap-agent")))[0] == 204
+        assert (await site.ask("PUT", "/v1/nodes/node-1/streams", site.client("vtap-agent")))[0] == 200
 
     site.run(scenario)
 
@@ -302,6 +329,16 @@ def test_new_certificates_are_served_and_bad_ones_are_not(site: Site) -> None:
 def test_missing_certificates_are_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(CollectorError, match=r"--tls .*ca\.crt.*No such file"):
         Certificates(tmp_path)
+
+
+def test_own_addresses_are_as_kubernetes_gives_them(tmp_path: Path) -> None:
+    def parsed(text: str) -> tuple[str, ...]:
+        return parse_options([f"--directory={tmp_path}", f"--own-addresses={text}"]).own_addresses
+
+    assert parsed("10.244.1.5,fd00:0::5") == ("10.244.1.5", "fd00::5")
+    assert parsed("") == ()
+    with pytest.raises(CollectorError, match="--own-addresses here"):
+        parsed("here")
 
 
 def test_one_wildcard_takes_both_families() -> None:

@@ -243,6 +243,68 @@ def test_a_buffer_that_is_full_drops_and_counts(tmp_path: Path) -> None:
         assert counts.stored == 4 * ((256 << 10) // (44 + 64))
 
 
+def total(key: int, sent: int, before: int = 0, **terms: int) -> Totals:
+    row: dict[str, object] = {"key": key, "incarnation": f"{1:016x}", "sent": sent, "nextSequence": sent, "before": before}
+    if terms:
+        row["terms"] = {"excluded": 0, "unsampled": 0, "limited": 0, "dropped": {}, **terms}
+    return Totals.model_validate({"streams": [row]})
+
+
+def test_what_left_before_the_collector_knew_the_stream_is_not_said_to_be_lost_on_the_way(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    with idle_core(tmp_path, grace=0.0) as core:
+        registry = Registry(core, core.settings)
+        registry.announce("n", announcement((1, 1)))
+        registry.totals("n", total(1, 100, before=100))
+        send(core, 1, range(100, 105))
+        registry.totals("n", total(1, 107, before=107))
+        core.write()
+        (counts,) = map(registry.counts, registry.entries())
+        assert (counts.received, counts.lost_before, counts.lost_network) == (5, 100, 2)
+        storage.write_state(STATE_FILE, registry.saved())
+    with idle_core(tmp_path) as core:
+        registry = Registry(core, core.settings)
+        registry.restore(storage)
+        registry.announce("n", announcement((1, 1)))
+        registry.totals("n", total(1, 107, before=107))
+        (counts,) = map(registry.counts, registry.entries())
+        assert (counts.lost_before, counts.lost_network) == (100, 2), "what it knew it still knows"
+
+
+def test_a_stream_that_is_new_has_no_past(tmp_path: Path) -> None:
+    with idle_core(tmp_path, grace=0.0) as core:
+        registry = Registry(core, core.settings)
+        registry.announce("n", announcement((1, 1)))
+        registry.totals("n", total(1, 7))
+        core.write()
+        (counts,) = map(registry.counts, registry.entries())
+        assert (counts.lost_before, counts.lost_network) == (0, 7)
+
+
+def test_the_agents_side_is_kept_beside_the_stream_and_its_last_word_on_disk(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    with idle_core(tmp_path) as core:
+        registry = Registry(core, core.settings)
+        registry.announce("n", announcement((1, 1)))
+        registry.totals("n", total(1, 3, seen=5))
+        registry.announce("n", announcement())
+        registry.changed = False
+        registry.totals("n", total(1, 4, seen=9))
+        assert registry.changed
+        registry.changed = False
+        registry.totals("n", total(1, 4, seen=9))
+        assert not registry.changed
+        storage.write_state(STATE_FILE, registry.saved())
+        since = registry.since
+    with idle_core(tmp_path) as core:
+        registry = Registry(core, core.settings)
+        registry.since = "another"
+        registry.restore(storage)
+        (entry,) = registry.entries()
+        assert entry.agent is not None and (entry.sent, entry.agent.seen) == (4, 9)
+        assert registry.since == since
+
+
 def test_totals_of_unknown_streams_are_passed_over(tmp_path: Path) -> None:
     with idle_core(tmp_path) as core:
         registry = Registry(core, core.settings)

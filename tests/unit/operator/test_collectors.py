@@ -61,6 +61,14 @@ def test_a_collector_has_no_privilege_unless_its_transport_needs_one() -> None:
     assert "--erspan" in container(raw)["args"]
 
 
+def test_a_collector_knows_the_addresses_of_its_pod() -> None:
+    for transport in ("GREInUDP", "VXLAN", "ERSPAN"):
+        one = container(made({"collector": {"transport": transport}}))
+        (given,) = [value for value in one["args"] if value.startswith("--own-addresses=")]
+        (variable,) = [entry for entry in one["env"] if given == f"--own-addresses=$({entry['name']})"]
+        assert variable["valueFrom"] == {"fieldRef": {"fieldPath": "status.podIPs"}}
+
+
 def test_storage_is_what_the_destination_says_and_files_stay_below_it() -> None:
     claimed = made({"collector": {"storage": {"type": "PersistentVolumeClaim", "size": "1Gi", "storageClassName": "fast"}}})
     claim = claimed["PersistentVolumeClaim"]["spec"]

@@ -1,7 +1,8 @@
 """The networks of a cluster's pods, as data: the pod network, and the second networks on Open vSwitch that joins the nodes.
 
 Pod network: CNI's `ptp` with `host-local` addresses from each node's pod CIDR, and routes between the nodes. Second networks:
-bridge `br1` in each node, joined by one kernel VXLAN device a node which floods to all others (and so makes no loop).
+bridge `br1` in each node, joined by one kernel VXLAN device a node which floods to all others (and so makes no loop); and one
+of CNI's plain `bridge` plugin, which stays within each node.
 """
 
 from __future__ import annotations
@@ -49,6 +50,9 @@ class SecondNetwork:
         return {"type": "host-local", "ranges": [[own]]}
 
 
+PLAIN_NETWORK = SecondNetwork("default/plain-net", "10.52.0.0/16")
+"""Without Open vSwitch."""
+_PLAIN_BRIDGE = "lan0"
 SECOND_NETWORKS = (SecondNetwork("default/ovs-net", "10.50.0.0/16"), SecondNetwork("default/ovs-vlan", "10.51.0.0/16", vlan=100))
 
 
@@ -61,6 +65,8 @@ def pod_conflist(node: NodePlace, flavour: Flavour) -> str:
     ]
     if flavour == "local":
         networks = {one.name: {"bridge": BRIDGE, "mtu": MTU, "vlan": one.vlan, "ipam": one.ipam(node)} for one in SECOND_NETWORKS}
+        plain = {"plugin": "bridge", "bridge": _PLAIN_BRIDGE, "mtu": 1500, "ipam": PLAIN_NETWORK.ipam(node)}
+        networks[PLAIN_NETWORK.name] = plain
         plugins.append({"type": "vtap-second-networks", "networks": networks})
     return json.dumps({"cniVersion": "0.4.0", "name": "pods", "plugins": plugins}, indent=1)
 
@@ -91,6 +97,14 @@ for peer in {peers}; do
     bridge fdb append 00:00:00:00:00:00 dev {_VXLAN} dst "$peer"
 done
 ovs-vsctl --timeout=30 --may-exist add-port {BRIDGE} {_VXLAN}
+if ! ip link show {_PLAIN_BRIDGE} >/dev/null 2>&1; then
+  # With an address and a port that stay: a bridge without pods looks as one with pods does.
+  ip link add {_PLAIN_BRIDGE} address 0a:58:0a:34:00:{node.index + 1:02x} type bridge
+  ip link set {_PLAIN_BRIDGE} addrgenmode none up
+  ip link add {_PLAIN_BRIDGE}-in type veth peer name {_PLAIN_BRIDGE}-out
+  ip link set {_PLAIN_BRIDGE}-in addrgenmode none master {_PLAIN_BRIDGE} up
+  ip link set {_PLAIN_BRIDGE}-out addrgenmode none up
+fi
 {routes}
 mkdir -p /etc/cni/net.d
 cat > /etc/cni/net.d/.10-pods <<'CONFLIST'

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 StreamId = tuple[str, int, str]
@@ -75,7 +75,7 @@ class Row:
     """One stream, from both sides. `agent` or `collector` is None where that side does not know it or was not asked.
 
     `expected` says whether a collector should know the stream: False for other people's endpoints and where no collector
-    was asked, so that nothing beyond `sent` can be known.
+    was asked, so that nothing beyond `sent` can be known. `stale`: its agent has not spoken to the collector for a while.
     """
 
     id: StreamId
@@ -84,6 +84,7 @@ class Row:
     collector: CollectorTerms | None
     expected: bool = True
     closed: bool = False
+    stale: bool = False
 
     @property
     def unaccounted(self) -> int:
@@ -108,11 +109,15 @@ class AgentLedger:
 
 @dataclass(frozen=True, slots=True)
 class CollectorLedger:
-    """A collector's side: rows by stream, and datagrams that fit none."""
+    """A collector's side: rows by stream, and datagrams that fit none. Rows have the agents' side as the collector was told it.
+
+    `since` is when its books begin, RFC 3339 in UTC; empty where it does not say.
+    """
 
     rows: tuple[Row, ...]
     unannounced: int
     malformed: int
+    since: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,15 +144,23 @@ class Totals:
 
 
 def join(agents: Iterable[AgentLedger], collector: CollectorLedger | None) -> tuple[Row, ...]:
-    """Both sides of every stream that either knows, by tap point. Without a collector nothing beyond `sent` is known."""
+    """Both sides of every stream that either knows, by tap point. Without a collector nothing beyond `sent` is known.
+
+    Of nodes whose agent is not among `agents`, its side is as the collector was told it.
+    """
+    agents = tuple(agents)
     arrived = {row.id: row for row in (collector.rows if collector else ())}
     rows: list[Row] = []
     for row in (row for agent in agents for row in agent.rows):
         other = arrived.pop(row.id, None)
         expected = row.expected and collector is not None and row.id[2] != SUMMED
         terms = other.collector if other else None
-        rows.append(Row(row.id, row.name, row.agent, terms, expected, row.closed))
-    return tuple(sorted((*rows, *arrived.values()), key=_order))
+        stale = other is not None and other.stale
+        rows.append(Row(row.id, row.name, row.agent, terms, expected, row.closed, stale))
+    # What an agent that was asked does not name stream by stream any more is in its sums.
+    asked = {agent.node for agent in agents}
+    told = (replace(row, agent=None) if row.id[0] in asked else row for row in arrived.values())
+    return tuple(sorted((*rows, *told), key=_order))
 
 
 def _order(row: Row) -> tuple[Any, ...]:
@@ -196,24 +209,28 @@ def parse_agent(data: object) -> AgentLedger:
 
 
 def _agent_row(node: str, point: _Fields) -> Row:
-    terms = AgentTerms(
-        seen=point.number("seen"),
-        excluded=point.number("excluded"),
-        unsampled=point.number("unsampled"),
-        limited=point.number("limited"),
-        dropped=point.counts("dropped"),
-        sent=point.number("sent"),
-        in_flight=point.number("inFlight", 0),
-    )
-    expected = point.flag("announced", True)
+    terms, expected = _agent_terms(point), point.flag("announced", True)
     return Row(_id(node, point), _name(point), terms, None, expected, point.flag("closed", False))
+
+
+def _agent_terms(fields: _Fields) -> AgentTerms:
+    return AgentTerms(
+        seen=fields.number("seen"),
+        excluded=fields.number("excluded"),
+        unsampled=fields.number("unsampled"),
+        limited=fields.number("limited"),
+        dropped=fields.counts("dropped"),
+        sent=fields.number("sent"),
+        in_flight=fields.number("inFlight", 0),
+    )
 
 
 def parse_collector(data: object) -> CollectorLedger:
     """From the collector's ``GET /v1/ledger``. Raises `LedgerError`."""
     document = _Fields(data, "")
     rows = tuple(_collector_row(stream) for stream in document.children("streams"))
-    return CollectorLedger(rows, document.sum("unannounced"), document.sum("malformed"))
+    since = document.text("since") if document.has("since") else ""
+    return CollectorLedger(rows, document.sum("unannounced"), document.sum("malformed"), since)
 
 
 def _collector_row(stream: _Fields) -> Row:
@@ -226,7 +243,14 @@ def _collector_row(stream: _Fields) -> Row:
         late=stream.number("late"),
         in_flight=stream.number("inFlight", 0),
     )
-    return Row(_id(stream.text("node"), stream), _name(stream), None, terms, closed=stream.flag("closed", False))
+    return Row(
+        _id(stream.text("node"), stream),
+        _name(stream),
+        _agent_terms(stream.child("agent")) if stream.has("agent") else None,
+        terms,
+        closed=stream.flag("closed", False),
+        stale=stream.flag("stale", False),
+    )
 
 
 def _id(node: str, row: _Fields) -> StreamId:
@@ -260,6 +284,9 @@ class _Fields:
         if not isinstance(value, int) or isinstance(value, bool):
             raise LedgerError(f"{self._at(name)} is no whole number")
         return value
+
+    def has(self, name: str) -> bool:
+        return self._data.get(name) is not None
 
     def text(self, name: str) -> str:
         value = self._data.get(name)

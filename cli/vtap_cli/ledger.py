@@ -45,8 +45,10 @@ def read(run_dir: Path, tap: str, *, both: bool) -> Books:
     collector_side = _ask(collector(run_dir), parse_collector, missing)
     if missing and (both or len(missing) == 2):
         raise missing[0]
+    told = collector_side is not None and all(row.agent for row in collector_side.rows)
     for error in missing:
-        print(f"vtap: without one side's counts: {error}", file=sys.stderr)
+        what = "what the agent counts is as it told the collector last" if told else "without one side's counts"
+        print(f"vtap: {what}: {error}", file=sys.stderr)
     rows = join([agent_side] if agent_side else [], collector_side)
     return Books(agent_side, collector_side, select(rows, tap))
 
@@ -86,7 +88,7 @@ def render(books: Books) -> str:
     lines = [[*_names(row), *_terms(row.agent, row.collector, row.unaccounted)] for row in books.rows]
     total = totals(books.rows)
     if books.rows:
-        agent_total = total.agent if books.agent else None
+        agent_total = total.agent if books.agent or any(row.agent for row in books.rows) else None
         collector_total = total.collector if books.collector else None
         lines.append(["TOTAL", "", "", "", *_terms(agent_total, collector_total, total.unaccounted)])
     beside = {
@@ -102,7 +104,7 @@ def render(books: Books) -> str:
 
 
 def _names(row: Row) -> Sequence[str]:
-    ended = " (ended)" if row.closed else ""
+    ended = " (ended)" if row.closed else " (stale)" if row.stale else ""
     return ("/".join(row.name.tap), "/".join(row.name.pod), row.name.interface, row.name.direction + ended)
 
 
@@ -147,5 +149,6 @@ def _row_json(row: Row) -> dict[str, Any]:
         "agent": asdict(row.agent) if row.agent else None,
         "collector": asdict(row.collector) if row.collector else None,
         "closed": row.closed,
+        "stale": row.stale,
         "unaccounted": row.unaccounted,
     }

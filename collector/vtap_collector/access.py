@@ -41,7 +41,7 @@ class Access(Protocol):
 class Judge(Protocol):
     """Knows who may read packets: `reviews.Reviewer`."""
 
-    async def admit(self, token: str, tap: TapName | None) -> Recheck: ...
+    async def admit(self, token: str, tap: TapName | None, source: str) -> Recheck: ...
 
 
 class Token:
@@ -106,7 +106,7 @@ class ClusterAccess:
         token = _bearer(request.headers.get(BEHIND_PROXY) or request.headers.get("Authorization", ""))
         if not token:
             raise Refused(f"{_TOKEN_NEEDED}: send it as Authorization: Bearer, or behind a proxy as {BEHIND_PROXY}: Bearer", 401)
-        return await self._judge.admit(token, tap)
+        return await self._judge.admit(token, tap, request.remote or "")
 
 
 def is_open(request: web.Request) -> bool:

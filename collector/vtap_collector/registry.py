@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 MAX_CLOSED = 1024
 STALE_SECONDS = 60.0
-"""An agent says something every 10 s; the streams of one that has been silent for this long are stale."""
+"""An agent says something every 5 s; the streams of one that has been silent for this long are stale."""
 STATE_FILE = "announcements.json"
 
 StreamKey = tuple[str, int, str]

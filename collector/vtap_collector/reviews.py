@@ -7,10 +7,11 @@ https://kubernetes.io/docs/reference/kubernetes-api/authorization-resources/subj
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import ssl
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +30,14 @@ REMEMBERED_SECONDS = 10.0
 REMEMBERED_ANSWERS = 4096
 TIMEOUT = aiohttp.ClientTimeout(total=10)
 MAX_TOKEN = 16 << 10
+MAX_REVIEWS = 16
+"""Requests about which the API server is asked at a time: whoever reaches the port can make up tokens without end."""
+MAX_REVIEWS_OF_ONE = 8
+"""Of these, those from one address. The API server's proxy is one, for all readers that come that way."""
+STRANGERS_A_MINUTE = 300
+"""Tokens that nobody knows, from one address, until its next are refused unseen for a while; those that were good go on."""
+REMEMBERED_SOURCES = 1024
+RETRY_AFTER = 1
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 Json = Mapping[str, Any]
@@ -92,9 +101,12 @@ class Reviewer:
         self._api = api
         self._clock = clock
         self._answers: OrderedDict[tuple[bytes, str], _Answer] = OrderedDict()
+        self._asking: Counter[str] = Counter()
+        self._strangers: OrderedDict[str, tuple[float, int]] = OrderedDict()
 
-    async def admit(self, token: str, tap: TapName | None) -> Recheck:
-        """Raises Refused: 401 for a token that nobody knows, 403 for one that may not, 503 where nobody can say.
+    async def admit(self, token: str, tap: TapName | None, source: str) -> Recheck:
+        """Raises Refused: 401 for a token that nobody knows, 403 for one that may not, 503 where nobody can say, 429 where
+        `source`, the address that asks, asks too much.
 
         What it returns judges the user anew, not the token: tokens of a few minutes are common, and outliving one's token is
         no offence for a request that was made in time.
@@ -104,11 +116,44 @@ class Reviewer:
         asked = (hashlib.sha256(token.encode(errors="replace")).digest(), str(tap or ""))
         known = self._answers.get(asked)
         if known is None or known.until < self._clock():
-            known = await self._ask(token, tap)
+            if known is None or known.user is None:
+                self._check_strangers(source)
+            known = await self._ask_in_turn(token, tap, source)
             self._remember(asked, known)
         if known.refusal is not None:
             raise Refused(*known.refusal)
         return partial(self._recheck, known.user or {}, tap)
+
+    async def _ask_in_turn(self, token: str, tap: TapName | None, source: str) -> _Answer:
+        """Raises Refused where too many are being judged."""
+        if self._asking[source] >= MAX_REVIEWS_OF_ONE:
+            raise Refused("too many requests from this address are being judged at a time; try again", 429, RETRY_AFTER)
+        if self._asking.total() >= MAX_REVIEWS:
+            raise Refused("too many requests are being judged at a time; try again", 503, RETRY_AFTER)
+        self._asking[source] += 1
+        try:
+            answer = await self._ask(token, tap)
+        finally:
+            self._asking[source] -= 1
+            if not self._asking[source]:
+                del self._asking[source]
+        if answer.user is None:
+            self._note_stranger(source)
+        return answer
+
+    def _check_strangers(self, source: str) -> None:
+        since, count = self._strangers.get(source, (self._clock(), 0))
+        left = since + 60.0 - self._clock()
+        if count >= STRANGERS_A_MINUTE and left > 0:
+            raise Refused("this address has sent too many bearer tokens that nobody knows; try again later", 429, math.ceil(left))
+
+    def _note_stranger(self, source: str) -> None:
+        since, count = self._strangers.get(source, (self._clock(), 0))
+        over = self._clock() - since >= 60.0
+        self._strangers[source] = (self._clock(), 1) if over else (since, count + 1)
+        self._strangers.move_to_end(source)
+        while len(self._strangers) > REMEMBERED_SOURCES:
+            self._strangers.popitem(last=False)
 
     async def _recheck(self, user: Json, tap: TapName | None) -> None:
         refusal = await self._may_not(user, tap)

@@ -70,7 +70,8 @@ class CertificateKeeper:
             async with self._lock:
                 ca = await self._authority()
                 for leaf, owner in list(self._leaves.values()):
-                    await self._ensure(leaf, owner, ca)
+                    if leaf.secret in self._leaves:
+                        await self._ensure(leaf, owner, ca)
         except ApiError as error:
             metrics.ERRORS.labels("certificates").inc()
             log.warning("certificates cannot be looked after: %s; trying again", error)
@@ -79,7 +80,9 @@ class CertificateKeeper:
 
     def forget(self, secret: str) -> None:
         """Nobody needs it any more."""
-        self._leaves.pop(secret, None)
+        if self._leaves.pop(secret, None) is not None:
+            with contextlib.suppress(KeyError):  # It may never have been issued.
+                metrics.CERTIFICATE_EXPIRY.remove(secret)
 
     async def _authority(self) -> Data:
         held = await self._read(AUTHORITY)
@@ -97,7 +100,8 @@ class CertificateKeeper:
         if wanted != held:
             await self._write(leaf.secret, wanted, owner)
             log.info("the certificate in Secret %s was issued", leaf.secret)
-        self._expires(leaf.secret, wanted)
+        if leaf.secret in self._leaves:  # else it was forgotten meanwhile
+            self._expires(leaf.secret, wanted)
 
     @staticmethod
     def _expires(secret: str, data: Data) -> None:

@@ -47,6 +47,8 @@ class DestinationKeeper:
         self._poster = poster
         self._applied: dict[str, tuple[bytes, float, str]] = {}
         """By destination: digest of its objects, when they were applied, and why that failed."""
+        self._cleared: set[str] = set()
+        """Destinations that are no collector of ours, of which nothing is left from when they were one."""
         self.queue = Queue[str]("destinations", self._handle, 2)
 
     def tick(self) -> None:
@@ -56,6 +58,7 @@ class DestinationKeeper:
     def forget(self, name: str) -> None:
         """It is gone, and its objects with it, as they are owned by it."""
         self._applied.pop(name, None)
+        self._cleared.discard(name)
 
     async def _handle(self, name: str) -> None:
         destination = self._world.destinations.get(name)
@@ -85,6 +88,7 @@ class DestinationKeeper:
 
     async def _apply(self, destination: Destination) -> str:
         """A sentence where the API server refuses what its collector needs."""
+        self._cleared.discard(destination.name)
         wanted = collectors.objects(destination, self._template)
         digest = hashlib.sha256(msgspec.json.encode(wanted)).digest()
         held = self._applied.get(destination.name)
@@ -105,12 +109,14 @@ class DestinationKeeper:
         return failure
 
     async def _clear_away(self, destination: Destination) -> None:
-        """It was a collector that we ran, and is something else now."""
-        if destination.collector is None and destination.name not in self._applied:
+        """It may have been a collector that we ran, which another operator before us may have begun to remove."""
+        if destination.name in self._cleared:
             return
+        self._certificates.forget(f"{collector_name(destination.name)}-tls")
         for kind, namespace, name in collectors.leftovers(destination.name, self._template.namespace):
             await self._client.delete(kind, name, namespace)
         self._applied.pop(destination.name, None)
+        self._cleared.add(destination.name)
 
     async def _say(self, destination: Destination, state: CollectorState) -> None:
         if self._world.destinations.get(destination.name) is not destination:

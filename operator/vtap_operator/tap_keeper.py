@@ -200,7 +200,7 @@ class TapKeeper:
         async with asyncio.TaskGroup() as group:
             group.create_task(ends.run())
             while True:
-                ends.mark_all(ttl.due(self._ending, now()))
+                ends.offer(ttl.due(self._ending, now()))
                 counts = {"true": 0, "false": 0}
                 for tap in self._world.taps.values():
                     condition = tap.status.condition("Accepted")

@@ -65,6 +65,10 @@ class Queue(Generic[Key]):
             self._something.set()
         self._depth.set(len(self._waiting))
 
+    def offer(self, keys: Iterable[Key]) -> None:
+        """They have to be looked at, but for those that failed: these are tried again when it is their time."""
+        self.mark_all([key for key in keys if key not in self._timers])
+
     def forget(self, key: Key) -> None:
         """Its failures; what waits is handled all the same."""
         self._failures.pop(key, None)

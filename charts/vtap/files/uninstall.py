@@ -31,8 +31,11 @@ class Left:
     reachable: bool
 
 
-def cleaning(daemonset: Object) -> Object:
-    """A merge patch that turns agents into cleaners; each container runs with what the agent has, as it undoes what that did."""
+def cleaning(daemonset: Object, elsewhere: frozenset[str] = frozenset()) -> Object:
+    """A merge patch that turns agents into cleaners; each container runs with what the agent has, as it undoes what that did.
+
+    With `elsewhere`, they run on these nodes alone, whatever is said of where agents run: else they follow the agents.
+    """
     spec = daemonset["spec"]["template"]["spec"]
     (agent,) = (each for each in spec["containers"] if each["name"] == "agent")
     kept = ("image", "imagePullPolicy", "env", "securityContext", "volumeMounts")
@@ -60,10 +63,19 @@ def cleaning(daemonset: Object) -> Object:
             "initContainers": [*spec.get("initContainers", []), first, forget],
             "containers": [idle],
             "terminationGracePeriodSeconds": min(spec.get("terminationGracePeriodSeconds", 30), 30),
+            **(_on(elsewhere) if elsewhere else {}),
         },
     }
     strategy = {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": "100%", "maxSurge": 0}}
     return {"spec": {"updateStrategy": strategy, "template": template}}
+
+
+def _on(nodes: frozenset[str]) -> Object:
+    """Of a pod's spec: on these nodes, and no others."""
+    terms = [{"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]} for node in sorted(nodes)]
+    required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
+    affinity = {"nodeAffinity": required, "podAffinity": None, "podAntiAffinity": None}
+    return {"nodeSelector": None, "affinity": affinity, "tolerations": [{"operator": "Exists"}]}
 
 
 def is_cleaning(daemonset: Object) -> bool:
@@ -130,9 +142,11 @@ class Uninstall:
         if daemonset is None:
             print("there is no DaemonSet vtap-agent: nothing to clean on the nodes")
             return []
-        wanted = _nodes_of(self._components(f"{self._core}/pods", "agent"))
+        running = _nodes_of(self._components(f"{self._core}/pods", "agent"))
+        lost = self._nodes_that_had_agents() - running
+        wanted = running | lost
         if not is_cleaning(daemonset):
-            self._api.patch(self._daemonset, cleaning(daemonset))
+            self._api.patch(self._daemonset, cleaning(daemonset, wanted if lost else frozenset()))
             print(f"cleaning {len(wanted)} nodes")
         left = [Left(node, "nothing could be seen of it", True) for node in sorted(wanted)]
         only_unreachable_since: float | None = None
@@ -152,6 +166,11 @@ class Uninstall:
 
         poll(done, time.monotonic() + self._timeout)
         return left
+
+    def _nodes_that_had_agents(self) -> frozenset[str]:
+        """As they said: one that lost its node to a changed nodeSelector has left its copies there as they were."""
+        said = self._api.get("/apis/vtap.dev/v1alpha1/tapnodes")["items"]
+        return frozenset(one["metadata"]["name"] for one in said if one.get("status", {}).get("agentVersion"))
 
     def _nodes_scheduled(self) -> int:
         """As many nodes as should have a pod of the DaemonSet."""

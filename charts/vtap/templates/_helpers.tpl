@@ -64,3 +64,13 @@ helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
 {{- range $name, $value := $fields }}{{ if $value }}{{ $_ := set $given $name $value }}{{ end }}{{ end -}}
 {{- toYaml $given -}}
 {{- end }}
+
+{{/* The name of a collector's Service, by its TapDestination's: as collector_name of vtap_api.names makes it. */}}
+{{- define "vtap.collectorName" -}}
+{{- $plain := printf "vtap-collector-%s" (. | replace "." "-") -}}
+{{- if and (eq $plain (printf "vtap-collector-%s" .)) (le (len $plain) 59) -}}
+{{- $plain -}}
+{{- else -}}
+{{- printf "%s-%s" (regexReplaceAll "[-.]+$" (trunc 48 $plain) "") (. | sha256sum | trunc 10) -}}
+{{- end -}}
+{{- end }}

@@ -1,12 +1,13 @@
 """`kubectl vtap ledger`: the agents' counts from their metrics, the collectors' from their ledgers, joined by tap point.
 
-Metrics name a tap point and not a stream, so that here a row is a tap point of a node with all its streams (decision 0093).
+Metrics name a tap point and not a stream, so that here a row is a tap point of a node with all its streams (decision 0093). Of
+agents that can't be asked, a collector knows what they told it of each stream.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -15,16 +16,18 @@ from vtap_api.ledger import (
     AgentLedger,
     AgentTerms,
     CollectorLedger,
+    CollectorTerms,
     LedgerError,
     PointName,
     Row,
     parse_collector,
     totals,
 )
+from vtap_api.names import collector_name
 from vtap_cli.cluster import agents
 from vtap_cli.cluster.agents import Reading, Readings
 from vtap_cli.cluster.collectors import Collector, destinations_of, questions
-from vtap_cli.cluster.objects import Object, destination_of, identity, is_collector
+from vtap_cli.cluster.objects import Object, destination_of, identity, is_collector, made_at
 from vtap_cli.cluster.session import Session
 from vtap_cli.daemons import get_json
 from vtap_cli.errors import CliError
@@ -32,6 +35,8 @@ from vtap_cli.ledger import PATH, Books
 
 AT_A_TIME = 8
 SETTLE_POLL = 0.5
+BEFORE = "before"
+"""The reason under which a collector counts what was sent before its books began."""
 FATES = ("seen", "excluded", "unsampled", "limited", "sent")
 
 Tap = tuple[str, str]
@@ -54,18 +59,32 @@ def read(session: Session, tap: str) -> Read:
     with ThreadPoolExecutor(1) as threads:
         asking = threads.submit(agents.read, session, vtap_namespace)
         asked, unasked = questions(session, found, destinations, everything=taps is None)
-        arrived, unanswered = _collected(asked)
+        arrived, since, unanswered = _collected(asked)
         readings = asking.result()
-    notes = [*unasked, *unanswered, *readings.notes("what agents count")]
     ours = {name for name, item in destinations.items() if is_collector(item)}
     expected = {identity(item) for item in found if destination_of(item) in ours}
+    begun = {
+        identity(item)
+        for item in found
+        if made_at(item) < since.get(collector_name(destination_of(item)), "") and identity(item) in expected
+    }
+    books = join(readings, arrived, taps, expected, begun)
+    notes = [*unasked, *unanswered, *_left_out(readings, books.rows)]
     if not readings.by_node and arrived is None and notes:
         raise CliError("; ".join(notes))
-    return Read(join(readings, arrived, taps, expected), notes)
+    return Read(books, notes)
 
 
-def _collected(asked: Sequence[tuple[Collector, Mapping[str, str]]]) -> tuple[CollectorLedger | None, list[str]]:
-    """What the collectors counted, and sentences about those that don't say."""
+def _left_out(readings: Readings, rows: Iterable[Row]) -> list[str]:
+    """Sentences about agents that can't be asked, where collectors were not told all of what they count."""
+    told = [row.agent is not None for row in rows if row.id[0] not in readings.by_node]
+    return [] if told and all(told) else readings.notes("what agents count")
+
+
+def _collected(
+    asked: Sequence[tuple[Collector, Mapping[str, str]]],
+) -> tuple[CollectorLedger | None, Mapping[str, str], list[str]]:
+    """What the collectors counted, since when by their Services' names, and sentences about those that don't say."""
     with ThreadPoolExecutor(AT_A_TIME) as threads:
         answers = list(threads.map(lambda pair: _ask(*pair), asked))
     notes = list(dict.fromkeys(f"what collectors count left out: {answer}" for answer in answers if isinstance(answer, str)))
@@ -73,7 +92,8 @@ def _collected(asked: Sequence[tuple[Collector, Mapping[str, str]]]) -> tuple[Co
     for (collector, _query), answer in zip(asked, answers, strict=True):
         if isinstance(answer, CollectorLedger):
             by_collector.setdefault(collector.service, []).append(answer)
-    return _added_up([_newest(ledgers) for ledgers in by_collector.values()]), notes
+    since = {service[1]: ledgers[0].since for service, ledgers in by_collector.items()}
+    return _added_up([_newest(ledgers) for ledgers in by_collector.values()]), since, notes
 
 
 def _ask(collector: Collector, query: Mapping[str, str]) -> CollectorLedger | str:
@@ -100,9 +120,15 @@ def _added_up(ledgers: Sequence[CollectorLedger]) -> CollectorLedger | None:
     return CollectorLedger(rows, sum(ledger.unannounced for ledger in ledgers), sum(ledger.malformed for ledger in ledgers))
 
 
-def join(readings: Readings, arrived: CollectorLedger | None, taps: set[Tap] | None, expected: set[Tap]) -> Books:
+def join(
+    readings: Readings,
+    arrived: CollectorLedger | None,
+    taps: set[Tap] | None,
+    expected: set[Tap],
+    begun: Collection[Tap] = (),
+) -> Books:
     """A row for each tap point of each node. `taps` are those that are meant, None for all; `expected` those whose copies a
-    collector of ours should have. Pure."""
+    collector of ours should have; `begun` those which are older than that collector's books. Pure."""
 
     def meant(row: Row) -> bool:
         return taps is None or row.name.tap in taps
@@ -118,15 +144,31 @@ def join(readings: Readings, arrived: CollectorLedger | None, taps: set[Tap] | N
         rows.append(
             replace(
                 some,
-                agent=ours.agent if ours else None,
-                collector=theirs.collector if theirs else None,
+                agent=ours.agent if ours else theirs.agent if theirs and theirs.id[0] not in readings.by_node else None,
+                collector=_with_past(ours, theirs) if some.name.tap in begun else theirs.collector if theirs else None,
                 expected=judged,
                 closed=theirs.closed if theirs else False,
+                stale=theirs.stale if theirs else False,
             )
         )
     unattributed = {node: reading.unattributed for node, reading in readings.by_node.items()}
     agent_side = AgentLedger("", (), unattributed, 0) if readings.by_node else None
     return Books(agent_side, arrived, tuple(rows))
+
+
+def _with_past(ours: Row | None, theirs: Row | None) -> CollectorTerms | None:
+    """What a collector counted whose books are younger than the tap: of streams that it was never told of it can't know more than
+    that they are missing, which is said as a loss of its own."""
+    got = theirs.collector if theirs else None
+    if ours is None or ours.agent is None or (theirs is not None and theirs.agent is None):
+        return got
+    known = theirs.agent.sent if theirs is not None and theirs.agent is not None else 0
+    counted = got or CollectorTerms()
+    missing = ours.agent.sent - counted.received - sum(counted.lost.values())
+    unknown = min(ours.agent.sent - known, missing)
+    if unknown <= 0:
+        return got
+    return replace(counted, lost={**counted.lost, BEFORE: counted.lost.get(BEFORE, 0) + unknown})
 
 
 def agent_rows(node: str, reading: Reading) -> Iterable[Row]:
@@ -147,9 +189,10 @@ def by_point(rows: Iterable[Row]) -> dict[tuple[str, ...], Row]:
         point: Row(
             (group[0].id[0], 0, SUMMED),
             group[0].name,
-            None,
+            totals(group).agent if all(row.agent for row in group) else None,
             totals(group).collector,
             closed=all(row.closed for row in group),
+            stale=any(row.stale for row in group),
         )
         for point, group in grouped.items()
     }

@@ -21,6 +21,11 @@ def identity(item: Object) -> tuple[str, str]:
     return str((item.get("metadata") or {}).get("namespace", "")), name_of(item)
 
 
+def made_at(item: Object) -> str:
+    """metadata.creationTimestamp: RFC 3339 in UTC, so that later ones are greater."""
+    return str((item.get("metadata") or {}).get("creationTimestamp", ""))
+
+
 def labels_of(item: Object) -> dict[str, str]:
     """metadata.labels."""
     return dict((item.get("metadata") or {}).get("labels") or {})

@@ -354,8 +354,12 @@ class PeerIndex:
         place = self._namespaces.get(name)
         if place is not None:
             self.put_namespace(name, {NAMESPACE_NAME_LABEL: name})
-            if not place.kinds and not place.services:
-                del self._namespaces[name]
+            self._forget_place(place)
+
+    def _forget_place(self, place: _Namespace) -> None:
+        """Where nothing is in it, and nothing is known of it that its name does not say, it is made again when it is needed."""
+        if not place.kinds and not place.services and place.labels == {NAMESPACE_NAME_LABEL: place.name}:
+            del self._namespaces[place.name]
 
     def put_pod(self, namespace: str, name: str, labels: Labels, addresses: Iterable[str], node: str = "") -> None:
         """A pod as it is now. `addresses` is empty for a pod that is nobody's peer, such as one on its node's network."""
@@ -431,13 +435,15 @@ class PeerIndex:
         service = self._services.pop(f"{namespace}/{name}", None)
         if service is None:
             return
-        del self._namespaces[namespace].services[name]
+        place = self._namespaces[namespace]
+        del place.services[name]
         for number in service.addresses:
             self.addresses.disown(number, service)
         for kind in service.kinds:
             kind.services = tuple(one for one in kind.services if one is not service)
         for group in {group for kind in service.kinds for group in kind.groups}:
             self._lose(group, service.addresses)
+        self._forget_place(place)
 
     # Listings: what was there before and is not in a new one is gone.
 
@@ -508,7 +514,9 @@ class PeerIndex:
         self._select(kind, ())
         for service in kind.services:
             service.kinds.discard(kind)
-        del self._namespaces[kind.namespace].kinds[kind.labels]
+        place = self._namespaces[kind.namespace]
+        del place.kinds[kind.labels]
+        self._forget_place(place)
         self._kinds -= 1
         self._kinds_gone += 1
         if self._kinds_gone > max(STALE_KINDS, self._kinds):

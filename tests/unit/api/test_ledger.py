@@ -43,6 +43,21 @@ def row(agent: AgentTerms | None, collector: CollectorTerms | None, key: int = 1
     return Row(("node-a", key, "ab"), NAME, agent, collector, expected)
 
 
+def told(node: str, agent: AgentTerms | None) -> CollectorLedger:
+    return CollectorLedger((Row((node, 1, "ab"), NAME, agent, CollectorTerms(received=3, stored=3), stale=True),), 0, 0)
+
+
+def test_the_agents_side_is_what_it_told_the_collector_unless_it_was_asked() -> None:
+    terms = AgentTerms(seen=3, sent=3)
+    (alone,) = join([], told("node-a", terms))
+    assert (alone.agent, alone.unaccounted, alone.stale) == (terms, 0, True)
+    asked = AgentLedger("node-a", (row(AgentTerms(seen=4, sent=4), None),), {}, 0)
+    (both,) = join([asked], told("node-a", terms))
+    assert both.agent == AgentTerms(seen=4, sent=4) and both.unaccounted == 1
+    (summed_up,) = join([AgentLedger("node-a", (), {}, 0)], told("node-a", terms))
+    assert summed_up.agent is None, "it is in the agent's sums"
+
+
 @given(balanced())
 def test_a_balanced_stream_has_nothing_unaccounted(terms: tuple[AgentTerms, CollectorTerms]):
     assert row(*terms).unaccounted == 0

@@ -91,9 +91,21 @@ class Cluster:
             component, node = pod["metadata"]["labels"]["vtap.dev/component"], pod["spec"]["nodeName"]
             if component == "agent" and daemonset and node in self.ready_nodes():
                 self._follow(pod, daemonset, node)
+        if daemonset:
+            self._start(pods, daemonset)
         operator = self.collections[f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments"].get("vtap-operator")
         if operator and operator["spec"]["replicas"] == 0:
             pods.pop("vtap-operator-x", None)
+
+    def _start(self, pods: dict[str, Object], daemonset: Object) -> None:
+        """Pods of nodes that the template names and that have none."""
+        required = daemonset["spec"]["template"]["spec"].get("affinity", {}).get("nodeAffinity", {})
+        terms = required.get("requiredDuringSchedulingIgnoredDuringExecution", {}).get("nodeSelectorTerms", [])
+        for node in {value for term in terms for one in term["matchFields"] for value in one["values"]}:
+            if node in self.ready_nodes() and f"vtap-agent-{node}" not in pods:
+                labels = {"vtap.dev/component": "agent"}
+                meta = {"name": f"vtap-agent-{node}", "labels": labels, "annotations": {}}
+                pods[meta["name"]] = {"metadata": meta, "spec": {"nodeName": node}, "status": {"phase": "Pending"}}
 
     def _follow(self, pod: Object, daemonset: Object, node: str) -> None:
         template = daemonset["spec"]["template"]

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from vtap_api.names import collector_name
 from vtap_operator.main import parse_options
 
 from .conftest import CHART, KUBE_VERSION, NAMESPACE, VALUE_SETS, Manifest, Render, of_kind, only, value_file
@@ -241,6 +242,14 @@ def test_the_proxy_can_be_narrowed(render: Render) -> None:
     (rule,) = only(render("full"), "Role", "vtap-collector-proxy")["rules"]
     assert rule["resourceNames"] == ["https:vtap-collector-default:https", "https:vtap-collector-soc:https"]
     assert of_kind(render("bare"), "Role", "vtap-collector-proxy") == []
+
+
+def test_the_proxy_is_narrowed_to_the_services_that_the_operator_makes(render: Render) -> None:
+    names = ["default", "a.b", "a-b", "x" * 44, "x" * 45, "x" * 33 + "-" + "y" * 40, "a." * 60 + "z"]
+    (rule,) = only(render("default", f"packets.viaAPIServer.destinations={{{','.join(names)}}}"), "Role", "vtap-collector-proxy")[
+        "rules"
+    ]
+    assert rule["resourceNames"] == [f"https:{collector_name(name)}:https" for name in names]
 
 
 def test_notes_show_the_next_command(helm: Helm, tmp_path: Path) -> None:

@@ -91,6 +91,25 @@ def _run(uninstall: ModuleType, cluster: Cluster, environment: pytest.MonkeyPatc
         return int(uninstall.main())
 
 
+def test_a_node_that_lost_its_agent_is_cleaned_too(
+    uninstall: ModuleType, render: Render, environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By a changed nodeSelector: what the agent left there is still there."""
+    cluster = _cluster(render, {"a": True, "b": True, "never": True, "lost": True})
+    for node in ("never", "lost"):
+        del cluster.collections[PODS][f"vtap-agent-{node}"]
+    cluster.put("/apis/vtap.dev/v1alpha1/tapnodes", "never")
+    for node in ("lost", "gone"):
+        cluster.put("/apis/vtap.dev/v1alpha1/tapnodes", node, status={"agentVersion": "1"})
+    cluster.collections[DAEMONSETS]["vtap-agent"]["spec"]["template"]["spec"]["nodeSelector"] = {"tapped": "yes"}
+    assert _run(uninstall, cluster, environment, tmp_path) == 0
+    assert cluster.refused == []
+    cleaned = {name for name, pod in cluster.collections[PODS].items() if pod["metadata"]["annotations"]}
+    assert cleaned == {"vtap-agent-a", "vtap-agent-b", "vtap-agent-lost"}
+    spec = cluster.collections[DAEMONSETS]["vtap-agent"]["spec"]["template"]["spec"]
+    assert not spec.get("nodeSelector") and spec["tolerations"] == [{"operator": "Exists"}]
+
+
 def test_all_goes_and_what_is_peoples_stays(
     uninstall: ModuleType, render: Render, environment: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -482,6 +482,37 @@ def test_ledger_of_a_reader_who_may_not_ask_agents(kubectl, books):
     assert kubectl.refused("ledger", "--summary").startswith("what agents count of all nodes left out")
 
 
+def told(seen: int, sent: int, **more: Any) -> dict[str, Any]:
+    return {"seen": seen, "excluded": seen - sent, "unsampled": 0, "limited": 0, "dropped": {}, "sent": sent, **more}
+
+
+def test_ledger_of_agents_that_cannot_be_asked_is_what_they_told_the_collector(kubectl, books):
+    kubectl.cluster.forbidden.add(("list", "pods"))
+    books[0]["agent"], books[1]["agent"] = told(50, 30), told(20, 13)
+    books[1]["stale"] = True
+    shown = kubectl.vtap("ledger")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    row = shown.stdout.splitlines()[1].split()
+    assert row[3:6] == ["Egress", "(stale)", "70"] and row[-1] == "0"
+    assert kubectl.vtap("ledger", "--summary").stdout.startswith("ledger: seen=70 excluded=27 unsampled=0 sent=43 ")
+
+
+def test_ledger_of_a_collector_whose_books_are_younger_than_the_tap(kubectl, books):
+    """The first stream went to a collector whose disk has gone with its pod."""
+    del books[0]
+    books[0]["agent"] = told(20, 13)
+    answer = {"since": "2026-01-02T00:00:00Z", "streams": books, "unannounced": {"key": 0}, "malformed": 0}
+    kubectl.collector.answers["/v1/ledger"] = lambda reply, _query: reply.json(answer)
+    meta = kubectl.cluster.kind("VirtualTap")["shop", "web"]["metadata"]
+    meta["creationTimestamp"] = "2026-01-03T00:00:00Z"
+    assert kubectl.vtap("ledger", "--summary").stdout.endswith(" lost=1 dropped=3 unaccounted=30\n")
+    meta["creationTimestamp"] = "2026-01-01T00:00:00Z"
+    assert kubectl.vtap("ledger", "--summary").stdout.endswith(" lost=31 dropped=3 unaccounted=0\n")
+    assert "31 (before 30, network 1)" in kubectl.vtap("ledger").stdout
+    books[0]["received"] -= 1
+    assert kubectl.vtap("ledger", "--summary").stdout.endswith(" unaccounted=2\n"), "what it was told of is still counted"
+
+
 def test_files_of_the_namespace(kubectl):
     file = {"tap": {"namespace": "shop", "name": "web"}, "name": "a.pcapng", "bytes": 1234, "packets": 5}
     kubectl.collector.answers["/v1/files"] = lambda reply, _query: reply.json({"files": [file]})

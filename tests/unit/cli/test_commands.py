@@ -52,6 +52,19 @@ def collector_ledger(*streams):
     return {"streams": list(streams), "unannounced": {"key": 7, "address": 1}, "malformed": 9}
 
 
+def test_ledger_without_the_agent_has_what_it_told_the_collector(run):
+    terms = {
+        name: value for name, value in point().items() if name in ("seen", "excluded", "unsampled", "limited", "dropped", "sent")
+    }
+    run.serve("collector", v1_ledger=collector_ledger(stream(agent=terms, stale=True)))
+    shown = run.vtap("ledger")
+    assert "what the agent counts is as it told the collector last" in shown.stderr
+    row, total = shown.stdout.splitlines()[1:3]
+    assert row.split()[3:7] == ["Egress", "(stale)", "100", "40"] and row.split()[-1] == "0"
+    assert total.split()[1:3] == ["100", "40"]
+    assert json.loads(run.vtap("ledger", "-o", "json").stdout)["rows"][0]["stale"] is True
+
+
 def test_ledger_joins_both_sides(run):
     run.serve("agent", v1_ledger=agent_ledger(point()))
     run.serve("collector", v1_ledger=collector_ledger(stream()))

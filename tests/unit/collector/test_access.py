@@ -18,13 +18,21 @@ import trustme
 from aiohttp import web
 
 from tests.unit.collector.core_library import idle_core
+from vtap_collector import reviews
 from vtap_collector import server as server_module
 from vtap_collector.access import BEHIND_PROXY, ClusterAccess
 from vtap_collector.certificates import Certificates
-from vtap_collector.errors import CollectorError
+from vtap_collector.errors import CollectorError, Refused
 from vtap_collector.main import parse_options
 from vtap_collector.registry import Registry
-from vtap_collector.reviews import AUDIENCE, REMEMBERED_SECONDS, InClusterApi, Reviewer
+from vtap_collector.reviews import (
+    AUDIENCE,
+    MAX_REVIEWS,
+    MAX_REVIEWS_OF_ONE,
+    REMEMBERED_SECONDS,
+    InClusterApi,
+    Reviewer,
+)
 from vtap_collector.server import Server
 from vtap_collector.service import Service
 from vtap_collector.sockets import Endpoint, listening_socket
@@ -229,6 +237,65 @@ def test_answers_are_remembered_for_a_while_only(site: Site) -> None:
         assert (await site.ask("GET", "/v1/files?tap=shop/checkout", site.client(), bearer("t")))[0] == 403
 
     site.run(scenario)
+
+
+def test_made_up_tokens_cost_the_api_server_little(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reviews, "STRANGERS_A_MINUTE", 5)
+
+    async def scenario(_certificates: Certificates) -> None:
+        path, plain = "/v1/files?tap=shop/checkout", site.client()
+        site.api.users["t"], site.api.readers["alice"] = ("alice", frozenset()), {"shop"}
+        assert (await site.ask("GET", path, plain, bearer("t")))[0] == 200
+        for number in range(5):
+            assert (await site.ask("GET", path, plain, bearer(f"made-up-{number}")))[0] == 401
+        asked = site.api.asked
+        status, said = await site.ask("GET", path, plain, bearer("one-more"))
+        assert status == 429 and "too many bearer tokens" in said and site.api.asked == asked
+        site.later += REMEMBERED_SECONDS + 1
+        assert (await site.ask("GET", path, plain, bearer("t")))[0] == 200, "who was known goes on"
+        assert (await site.ask("GET", path, plain, bearer("one-more")))[0] == 429
+        site.later += 60
+        assert (await site.ask("GET", path, plain, bearer("one-more")))[0] == 401
+
+    site.run(scenario)
+
+
+def test_few_requests_are_judged_at_a_time() -> None:
+    class Slow:
+        """Answers when it is let."""
+
+        def __init__(self) -> None:
+            self.asked, self.go_on = 0, asyncio.Event()
+
+        async def create(self, path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
+            self.asked += 1
+            await self.go_on.wait()
+            return {"status": {"authenticated": False}}
+
+    async def refusal(reviewer: Reviewer, token: str, source: str) -> Refused:
+        with pytest.raises(Refused) as refused:
+            await reviewer.admit(token, None, source)
+        return refused.value
+
+    async def main() -> None:
+        api = Slow()
+        reviewer = Reviewer(api)
+        waiting = [
+            asyncio.create_task(refusal(reviewer, f"{source}-{number}", source))
+            for source in ("10.0.0.1", "10.0.0.2", "10.0.0.3")
+            for number in range(MAX_REVIEWS_OF_ONE + 3)
+        ]
+        async with asyncio.timeout(10):
+            while sum(task.done() for task in waiting) < len(waiting) - MAX_REVIEWS:
+                await asyncio.sleep(0.01)
+        assert api.asked == MAX_REVIEWS
+        refused = [task.result() for task in waiting if task.done()]
+        assert {(one.status, one.retry_after) for one in refused} == {(429, 1), (503, 1)}
+        api.go_on.set()
+        await asyncio.gather(*waiting)
+        assert (await refusal(reviewer, "another", "10.0.0.1")).status == 401
+
+    asyncio.run(main())
 
 
 def test_no_answer_of_the_api_server_is_no_permission(site: Site) -> None:

@@ -16,7 +16,9 @@ from typing import Any, cast
 import pytest
 from cryptography import x509
 from cryptography.x509.oid import NameOID
+from prometheus_client import generate_latest
 
+from vtap_operator import metrics
 from vtap_operator.certificate_keeper import AUTHORITY, CertificateKeeper
 from vtap_operator.certificates import AUTHORITY_LIFE, LEAF_LIFE, OVERLAP, agent_leaf, authority, collector_leaf, issued
 from vtap_operator.client import Client
@@ -144,6 +146,18 @@ class Secrets:
 
     def authorities(self, name: str) -> str:
         return base64.b64decode(self.held[name]["ca.crt"]).decode()
+
+
+def test_nothing_is_told_of_a_certificate_that_nobody_needs_any_more() -> None:
+    async def main() -> None:
+        keeper = CertificateKeeper(cast("Client", Secrets()), "vtap-system")
+        await keeper.ensure(COLLECTOR)
+        assert COLLECTOR.secret.encode() in generate_latest(metrics.REGISTRY)
+        keeper.forget(COLLECTOR.secret)
+        assert COLLECTOR.secret.encode() not in generate_latest(metrics.REGISTRY)
+        keeper.forget(COLLECTOR.secret)
+
+    asyncio.run(main())
 
 
 def test_a_new_authority_is_told_to_all_at_once() -> None:

@@ -114,3 +114,20 @@ def test_a_destination_that_is_no_collector_any_more_has_none() -> None:
     site.put({"gre": {"address": "192.0.2.9"}}, address="10.0.0.1")
     asyncio.run(site.settle())
     assert site.address is None and ("Deployment", "vtap-collector-default") not in site.api.objects
+
+
+def test_what_an_operator_before_has_left_of_a_collector_is_removed_once() -> None:
+    """It ended, or was refused, after the destination had become something else: the status tells nothing of it any more."""
+    site = Site(pod=None)
+    site.api.objects = {("Deployment", "vtap-collector-default"), ("Deployment", "vtap-collector-other")}
+    site.put({"gre": {"address": "192.0.2.9"}})
+    asyncio.run(site.settle())
+    assert site.api.objects == {("Deployment", "vtap-collector-other")}
+    site.api.objects = {("Deployment", "vtap-collector-default")}
+    asyncio.run(site.settle())
+    assert site.api.objects, "it is not ours to remove time and again"
+    site.put({"collector": {}})
+    asyncio.run(site.settle())
+    site.put({"gre": {"address": "192.0.2.9"}})
+    asyncio.run(site.settle())
+    assert ("Deployment", "vtap-collector-default") not in site.api.objects

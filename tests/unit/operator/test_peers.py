@@ -233,6 +233,23 @@ def test_slices_that_are_there_already_stay_as_they_are_after_a_restart() -> Non
     assert [[index.addresses.text(n) for n in one] for one in group.layout.slices] == [everything[900:], everything[:900]]
 
 
+def test_namespaces_that_are_gone_are_forgotten_with_what_was_in_them() -> None:
+    index = PeerIndex()
+    index.start()
+    for number in range(50):
+        name = f"ci-{number}"
+        index.put_namespace(name, {"team": "a"})
+        index.put_pod(name, "p", {"app": "x"}, ["10.0.0.1"])
+        index.put_service(name, "s", {"app": "x"}, ["10.1.0.1"])
+        index.drop_namespace(name)  # its watch may be ahead of the others
+        index.drop_pod(name, "p")
+        index.drop_service(name, "s")
+    index.put_namespace("kept", {"team": "a"})
+    index.put_pod("kept", "p", {}, ["10.0.0.1"])
+    index.drop_pod("kept", "p")
+    assert set(index._namespaces) == {"kept"}
+
+
 def test_labels_of_pods_that_are_gone_are_forgotten() -> None:
     """Every run of a job has labels of its own."""
     index = PeerIndex()

@@ -226,6 +226,25 @@ def test_what_fails_is_tried_again_and_what_is_marked_meanwhile_is_looked_at_onc
     asyncio.run(main())
 
 
+def test_what_failed_and_is_offered_again_and_again_waits_for_its_time() -> None:
+    async def main() -> None:
+        seen: list[str] = []
+
+        async def handle(key: str) -> None:
+            seen.append(key)
+            raise ApiError(403, "Forbidden", "a webhook forbids it")
+
+        queue = Queue[str]("test", handle)
+        task = asyncio.create_task(queue.run())
+        for _ in range(50):
+            queue.offer(["a"])
+            await asyncio.sleep(0.001)
+        assert seen == ["a"], "the next try is due in half a second"
+        task.cancel()
+
+    asyncio.run(main())
+
+
 def test_a_rotated_token_is_read_again(tmp_path: Any) -> None:
     file = tmp_path / "token"
     file.write_text("one\n")

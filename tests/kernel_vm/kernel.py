@@ -1,9 +1,8 @@
-"""The distribution's kernel for virtual machines: its package unpacked into a cache, not installed, and an initial RAM disk for it."""
+"""The distribution's kernel for virtual machines: its package unpacked into a cache, not installed, and an initial RAM disk."""
 
 from __future__ import annotations
 
 import gzip
-import os
 import platform
 import re
 import shutil
@@ -43,7 +42,7 @@ def the_kernel(cache: Path) -> Kernel:
     root = cache / "root"
     if not root.exists():
         _fetch(root)
-    (version,) = sorted(os.listdir(root / "lib/modules"))
+    version = _version(root)
     initrd = cache / f"initrd-{version}.gz"
     if not initrd.exists() or initrd.stat().st_mtime < max((HERE / name).stat().st_mtime for name in ("init", "kernel.py")):
         partial = initrd.with_suffix(".partial")
@@ -61,9 +60,13 @@ def _fetch(root: Path) -> None:
         for package in fresh.glob("*.deb"):
             run(["dpkg-deb", "-x", package, fresh / "root"])
         _merge_usr(fresh / "root")
-        (version,) = os.listdir(fresh / "root/lib/modules")
-        run(["depmod", "-b", fresh / "root", version])
+        run(["depmod", "-b", fresh / "root", _version(fresh / "root")])
         (fresh / "root").rename(root)
+
+
+def _version(root: Path) -> str:
+    (modules,) = (root / "lib/modules").iterdir()
+    return modules.name
 
 
 def _merge_usr(root: Path) -> None:

@@ -29,8 +29,7 @@ _PASSED_ON = ("PATH", "HOME", "OVS_PREFIX", "CI", "PYTEST_ADDOPTS")
 
 @dataclass(frozen=True)
 class Machine:
-    """`memory` in QEMU's notation. The guest's clock, network and processes are its own; its root is this machine's, and what is written
-    there goes with the guest."""
+    """`memory` in QEMU's notation. Network and processes are the guest's own; its files are this machine's, and what it writes goes with it."""
 
     kernel: Kernel
     accelerator: str

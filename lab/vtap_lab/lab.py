@@ -29,6 +29,7 @@ from vtap_lab.processes import LabProcess, run_in, start_in
 from vtap_lab.switch import Switch
 
 BRIDGE = "br0"
+PLAIN_BRIDGE = "bridge"
 START_TIMEOUT = 20.0
 
 NODE_BRIDGE_ADDRESS = "10.10.0.1"
@@ -66,6 +67,7 @@ class LabOptions:
 
     userspace_tso: bool = False
     datapath: str = "netdev"
+    """Of Open vSwitch: "netdev" or "system". PLAIN_BRIDGE: pods are on a bridge of the kernel's, and there is no Open vSwitch."""
     mtu: int = 1500
     underlay_mtu: int = 1500
     outlives_maker: bool = False
@@ -117,14 +119,22 @@ class Lab:
         self.switch = Switch(
             self.directory / "ovs", self.node, userspace_tso=self.options.userspace_tso, datapath=self.options.datapath
         )
-        self.switch.start()
         self._add_bridge()
         self._write_pods()
 
+    @property
+    def has_switch(self) -> bool:
+        """Whether pods are on Open vSwitch, so that `switch` runs."""
+        return self.options.datapath != PLAIN_BRIDGE
+
     def _add_bridge(self) -> None:
-        self.switch.add_bridge(BRIDGE)
-        if problem := self.switch.vsctl("get", "Interface", BRIDGE, "error").strip("[]"):
-            raise LabError(f"Open vSwitch can't make the device of bridge {BRIDGE}: {problem}")
+        if self.has_switch:
+            self.switch.start()
+            self.switch.add_bridge(BRIDGE)
+            if problem := self.switch.vsctl("get", "Interface", BRIDGE, "error").strip("[]"):
+                raise LabError(f"Open vSwitch can't make the device of bridge {BRIDGE}: {problem}")
+        else:
+            self.ip(self.node, f"link add name {BRIDGE} type bridge")
         self.ip(
             self.node,
             f"link set {BRIDGE} up",
@@ -259,11 +269,19 @@ class Lab:
             vlan=vlan,
         )
         self._plug(pod, mtu or self.options.mtu)
-        tag = [f"tag={vlan}"] if vlan else []
-        self.switch.add_port(BRIDGE, pod.host_name, *tag, *port_settings)
+        self._attach(pod, port_settings)
         self.pods[str(pod)] = pod
         self._write_pods()
         return pod
+
+    def _attach(self, pod: Pod, port_settings: Sequence[str]) -> None:
+        if self.has_switch:
+            tag = [f"tag={pod.vlan}"] if pod.vlan else []
+            self.switch.add_port(BRIDGE, pod.host_name, *tag, *port_settings)
+        elif pod.vlan or port_settings:
+            raise LabError("pods of a plain bridge have neither VLANs nor settings of a port")
+        else:
+            self.ip(self.node, f"link set {pod.host_name} master {BRIDGE}")
 
     def _plug(self, pod: Pod, mtu: int) -> None:
         self.ip(
@@ -287,7 +305,8 @@ class Lab:
 
     def delete_pod(self, pod: Pod) -> None:
         """As a CNI does: the port leaves the bridge, the namespace and with it the veth go."""
-        self.switch.delete_port(BRIDGE, pod.host_name)
+        if self.has_switch:
+            self.switch.delete_port(BRIDGE, pod.host_name)
         self.forget_pod(pod)
 
     def forget_pod(self, pod: Pod) -> None:

@@ -202,7 +202,7 @@ class Agent:
         announcer = Announcer(settings.node, mailbox.changed, identity)
         stack.callback(announcer.stop)
         observer.on_change(mailbox.changed)
-        loop = self._loop = Loop(Parts(taps, observer, mirrors, pipeline, announcer, accounts, mailbox), first_key)
+        loop = self._loop = Loop(Parts(taps, observer, (mirrors,), pipeline, announcer, accounts, mailbox), first_key)
         yield loop, observer
         if settings.keep_on_exit:
             pipeline.renew_lease(KEPT)

@@ -14,27 +14,25 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NoReturn, Protocol
 
 from vtap_agent.accounts import SETTLE, Accounts
-from vtap_agent.backends.ovs_mirror import OvsMirrorBackend
 from vtap_agent.errors import VtapError, Wait
 from vtap_agent.events import Mailbox
 from vtap_agent.inventory import Observer
 from vtap_agent.lease import Lease
 from vtap_agent.pipeline import Pipeline, PipelineStep
 from vtap_agent.plan.assembly import Announced, Plan, assemble
-from vtap_agent.plan.dataplane import DataPlane, MirrorKey, NodeCounters
+from vtap_agent.plan.dataplane import Backend, DataPlane, Feed, NodeCounters
 from vtap_agent.plan.inventory_model import Inventory
-from vtap_agent.plan.mirror_health import EVIDENCE, unhealthy
-from vtap_agent.plan.mirrors import MirrorStep
+from vtap_agent.plan.mirror_health import EVIDENCE
 from vtap_agent.plan.selection import Desired, Selection, remotes, select
 from vtap_agent.plan.shortfalls import Shortfall
 from vtap_agent.plan.slots import SlotTable
 from vtap_agent.plan.steadiness import vanished, with_interfaces, with_switch
-from vtap_agent.plan.steps import Phase, ordered
+from vtap_agent.plan.steps import Phase, Step, ordered
 from vtap_agent.plan.verdicts import TapVerdict
 from vtap_agent.report.announcer import LINGER, Announcer
 from vtap_agent.report.ledger import Row
@@ -72,13 +70,55 @@ class TapSource(Protocol):
         ...
 
 
+class CopyBackend(Protocol):
+    """One way to make copies. Each does its own part of the wanted data plane, and leaves the others' alone.
+
+    Where nothing is wanted of it, a backend works without Open vSwitch too; else what it has to look at may raise Wait.
+    """
+
+    @property
+    def backend(self) -> Backend:
+        """Which it is."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences about what harms no tap."""
+        ...
+
+    @property
+    def purges(self) -> int:
+        """How often running flows of Open vSwitch were purged since the start."""
+        ...
+
+    def refusals(self, wanted: DataPlane) -> Mapping[Feed, str]:
+        """The feeds of its own that cannot be had, and what a person has to change."""
+        ...
+
+    def plan(self, wanted: DataPlane) -> Sequence[Step]:
+        """The steps from what is to `wanted`, of types of its own."""
+        ...
+
+    def apply(self, steps: Iterable[Step]) -> None:
+        """Apply its own among the steps of one phase, in one transaction where it has such."""
+        ...
+
+    def verify(self, wanted: DataPlane) -> tuple[Shortfall, ...]:
+        """What still differs from `wanted`, and whom it concerns."""
+        ...
+
+    def problems(self, wanted: DataPlane, suspects: frozenset[Feed]) -> Mapping[Feed, str]:
+        """Sentences about feeds of its own that do not copy as they should. Packets that fit no source arrive at `suspects`."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What the loop drives."""
 
     taps: TapSource
     observer: Observer
-    mirrors: OvsMirrorBackend
+    backends: tuple[CopyBackend, ...]
     pipeline: Pipeline
     announcer: Announcer
     accounts: Accounts
@@ -115,9 +155,9 @@ class _Planned:
     confirmed: Announced
     selection: Selection
     unrefused: Plan
-    """As if Open vSwitch could make every mirror, and the preprocessor hold every program."""
-    refused: tuple[Mapping[MirrorKey, str], Mapping[str, str]]
-    """Mirrors and programs that cannot be had, and why."""
+    """As if every feed could be had, and the preprocessor held every program."""
+    refused: tuple[Mapping[Feed, str], Mapping[str, str]]
+    """Feeds and programs that cannot be had, and why."""
     plan: Plan
 
 
@@ -134,13 +174,13 @@ class Loop:
         self._failure = ""
         self._tick_failure = ""
         self._unverified: tuple[Shortfall, ...] = ()
-        self._mirror_problems: Mapping[MirrorKey, str] = {}
+        self._feed_problems: Mapping[Feed, str] = {}
         self._source_problems: tuple[str, ...] = ()
         self._inventory_problems: tuple[str, ...] = ()
         self._inventory: Inventory | None = None
         self._last_seen: Inventory | None = None
         self._planned: _Planned | None = None
-        self._strays: Mapping[MirrorKey, int] = {}
+        self._strays: Mapping[Feed, int] = {}
         self._reported: tuple[Row, ...] | None = None
         self._said: tuple[Observations, tuple[TapVerdict, ...]] | None = None
         self._blinking: Mapping[str, float] = {}
@@ -266,7 +306,7 @@ class Loop:
             raise Wait(AWAY)
         plan = self._plan(desired, self._steadied(with_switch(inventory, self._last_seen.switch)))
         self._begin(plan)
-        self._apply_steps(self._pipeline_steps(_limited_to(plan.dataplane, self._parts.pipeline.tap_ports())))
+        self._apply_steps(self._pipeline_steps(plan.dataplane.limited_to(self._parts.pipeline.tap_ports())))
         self._parts.accounts.unfed()
         raise Wait(AWAY)
 
@@ -293,13 +333,16 @@ class Loop:
         if known is None or not self._still_holds(known, desired, inventory):
             known = self._planned_anew(desired, inventory)
         wanted = known.unrefused.dataplane
-        mirrors = parts.mirrors.refusals(wanted) if inventory.switch.reachable else {}
-        refused = (mirrors, parts.pipeline.refusals(wanted))
+        refused = (self._refused_feeds(wanted, inventory), parts.pipeline.refusals(wanted))
         if refused != known.refused:
             plan = self._assemble(known.selection, inventory, *refused) if any(refused) else known.unrefused
             known = replace(known, refused=refused, plan=plan)
         self._planned = known
         return known.plan
+
+    def _refused_feeds(self, wanted: DataPlane, inventory: Inventory) -> Mapping[Feed, str]:
+        able = [one for one in self._parts.backends if inventory.switch.reachable or one.backend is Backend.EBPF]
+        return {feed: sentence for one in able for feed, sentence in one.refusals(wanted).items()}
 
     def _still_holds(self, known: _Planned, desired: Desired, inventory: Inventory) -> bool:
         accounts = self._parts.accounts
@@ -324,58 +367,59 @@ class Loop:
         self,
         selection: Selection,
         inventory: Inventory,
-        refused_mirrors: Mapping[MirrorKey, str] | None = None,
+        refused_feeds: Mapping[Feed, str] | None = None,
         refused_programs: Mapping[str, str] | None = None,
     ) -> Plan:
         accounts = self._parts.accounts
         return assemble(
-            selection, accounts.slots, self._first_key, accounts.confirmed, inventory, refused_mirrors, refused_programs
+            selection, accounts.slots, self._first_key, accounts.confirmed, inventory, refused_feeds, refused_programs
         )
 
     def _with_tap_ports(self, wanted: DataPlane) -> tuple[DataPlane, tuple[Shortfall, ...]]:
         """(what of it can be had, why the rest cannot): a tap port that cannot be made is no other bridge's trouble."""
-        portless: dict[MirrorKey, Shortfall] = {}
-        for key in wanted.mirrors:
+        portless: dict[Feed, Shortfall] = {}
+        for feed in sorted(wanted.tap_ports):
             try:
-                self._parts.pipeline.ensure_tap_port(key)
+                self._parts.pipeline.ensure_tap_port(feed)
             except (VtapError, OSError) as error:
-                sentence = f"the tap port for {key.direction} of bridge {key.bridge} cannot be made ({error}); it is tried again"
-                portless[key] = Shortfall(sentence, frozenset({key}))
+                sentence = f"the tap port for {feed.direction} of bridge {feed.place} cannot be made ({error}); it is tried again"
+                portless[feed] = Shortfall(sentence, frozenset({feed}))
                 log.warning("%s", sentence)
         if not portless:
             return wanted, ()
-        return _limited_to(wanted, frozenset(wanted.mirrors.keys() - portless.keys())), tuple(portless.values())
+        return wanted.limited_to(wanted.feeds - portless.keys()), tuple(portless.values())
 
     def _apply(self, wanted: DataPlane) -> bool:
-        """Every step in the order of its phase; those of the mirrors together, in one transaction, at their place in it.
+        """Every step in the order of its phase; those of a backend together, in one transaction, at their place in it.
 
         False where there was none to do.
         """
         parts = self._parts
-        steps = [*self._pipeline_steps(wanted), *parts.mirrors.plan(wanted)]
+        steps: list[Step] = [*self._pipeline_steps(wanted), *(step for one in parts.backends for step in one.plan(wanted))]
         self._apply_steps(steps)
-        for key in parts.pipeline.tap_ports() - wanted.mirrors.keys():
-            parts.pipeline.remove_tap_port(key)
+        for feed in parts.pipeline.tap_ports() - wanted.tap_ports:
+            parts.pipeline.remove_tap_port(feed)
         return bool(steps)
 
     def _pipeline_steps(self, wanted: DataPlane) -> list[PipelineStep]:
         pipeline = self._parts.pipeline
         with self._lease.lock:
-            return pipeline.plan(wanted, {key: pipeline.tap_port_devices(key) for key in wanted.mirrors})
+            return pipeline.plan(wanted, {feed: pipeline.tap_port_devices(feed) for feed in wanted.tap_ports})
 
-    def _apply_steps(self, steps: Sequence[MirrorStep | PipelineStep]) -> None:
+    def _apply_steps(self, steps: Sequence[Step]) -> None:
         if steps:
             self._maps_changed = True
             self._changed_at = time.monotonic()
         for phase, group in itertools.groupby(ordered(steps), key=lambda step: step.phase):
             self._apply_phase(phase, list(group))
 
-    def _apply_phase(self, phase: Phase, steps: list[MirrorStep | PipelineStep]) -> None:
+    def _apply_phase(self, phase: Phase, steps: list[Step]) -> None:
         for step in steps:
             log.info("%s", step)
-        self._parts.mirrors.apply(steps)
+        for one in self._parts.backends:
+            one.apply(steps)
         for step in steps:
-            if not isinstance(step, MirrorStep):
+            if self._parts.pipeline.owns(step):
                 with self._lease.lock:
                     self._parts.pipeline.apply(step)
         self.metrics.steps.labels(phase.name.lower()).inc(len(steps))
@@ -384,7 +428,7 @@ class Loop:
         """Look again where something was changed: what still differs from what is wanted."""
         with self._lease.lock:
             left = self._parts.pipeline.shortfalls(wanted) if changed else ()
-        return (*left, *self._parts.mirrors.verify(wanted))
+        return (*left, *(shortfall for one in self._parts.backends for shortfall in one.verify(wanted)))
 
     def remove_everything(self) -> None:
         """As if nothing were wanted: copies end, what was counted is kept, and collectors get their last word."""
@@ -427,18 +471,18 @@ class Loop:
         if parts.accounts.due():
             parts.accounts.settle(counters)
             parts.mailbox.changed()
-        self._look_at_mirrors()
+        self._look_at_feeds()
 
-    def _look_at_mirrors(self) -> None:
+    def _look_at_feeds(self) -> None:
         now = time.monotonic()
-        watched = now - self._changed_at < CHANGE_WATCHED or bool(self._mirror_problems)
+        watched = now - self._changed_at < CHANGE_WATCHED or bool(self._feed_problems)
         if now - self._health_at < (HEALTH_EVERY_AFTER_CHANGE if watched else HEALTH_EVERY):
             return
         self._health_at = now
         strays, self._strays = self._strays, self.view.counters.unattributed
         suspects = frozenset(key for key, count in self._strays.items() if count - strays.get(key, count) >= EVIDENCE)
-        healths = self._parts.mirrors.check_health(self._wanted, suspects)
-        self._mirror_problems = {key: said[0] for key, health in healths.items() if (said := unhealthy({key: health}))}
+        found = [one.problems(self._wanted, suspects) for one in self._parts.backends]
+        self._feed_problems = {feed: sentence for problems in found for feed, sentence in problems.items()}
 
     def _take_view(self, counters: NodeCounters, rows: tuple[Row, ...]) -> None:
         parts = self._parts
@@ -452,7 +496,7 @@ class Loop:
             read_at=self._sample.at,
             rates=rates(before, self._sample),
             map_bytes=map_bytes,
-            purges=parts.mirrors.purges,
+            purges=sum(one.purges for one in parts.backends),
         )
 
     def _report(self) -> None:
@@ -460,7 +504,7 @@ class Loop:
         observations = Observations(
             stopped=self._failure,
             unverified=self._unverified,
-            mirror_problems=self._mirror_problems,
+            feed_problems=self._feed_problems,
             told=frozenset(answers),
             collector_problems={name: answer.problem for name, answer in answers.items() if answer.problem},
             confirming=frozenset(name for name, answer in answers.items() if answer.streams and not answer.problem),
@@ -477,18 +521,9 @@ class Loop:
             problems=(
                 *self._source_problems,
                 *self._inventory_problems,
-                *self._parts.mirrors.notes,
+                *(note for one in self._parts.backends for note in one.notes),
                 *(shortfall.sentence for shortfall in self._unverified if shortfall.concerns_nobody),
             ),
             files_refused=len(self._source_problems),
             inventory=self._inventory,
         )
-
-
-def _limited_to(wanted: DataPlane, mirrors: frozenset[MirrorKey]) -> DataPlane:
-    """What of it these mirrors feed."""
-    return replace(
-        wanted,
-        mirrors={key: mirror for key, mirror in wanted.mirrors.items() if key in mirrors},
-        sources=tuple(source for source in wanted.sources if source.mirror in mirrors),
-    )

@@ -149,6 +149,7 @@ struct point {
 #define ENCAP_GRE 1
 #define ENCAP_VXLAN 2
 #define ENCAP_ERSPAN2 3
+#define ENCAP_REWRITE 4 /* no header of ours: `header` holds the monitor's addresses, see rewrite_layout.h */
 
 #define DESTINATION_TRAILER 1
 #define DESTINATION_FRAGMENT 2
@@ -204,7 +205,9 @@ struct send_counters {
 	__u64 dropped_redirect;
 	__u64 dropped_malformed;
 	__u64 dropped_not_ready;
-	__u64 zero[3];
+	__u64 dropped_not_rewritable;
+	__u64 dropped_no_id;
+	__u64 zero[1];
 };
 
 /* One a slot, shared by all CPUs. */

@@ -2,6 +2,7 @@
 /* The preprocessor of VirtualTap: `pick` at the tap ports, `send` at the far end of the normalising pair. docs/preprocessor.md */
 #include "pick.h"
 #include "send.h"
+#include "rewrite_send.h"
 
 static __always_inline struct source *find_source(struct source_key *key)
 {
@@ -207,6 +208,39 @@ static __always_inline int stale(void)
 	return TC_ACT_SHOT;
 }
 
+/* The copy leaves as it is but for its addresses. Its number only counts. */
+static __always_inline int send_rewritten(struct __sk_buff *skb, struct job *j, struct shared *shared, const struct program *program)
+{
+	__u32 length = skb->len;
+	int outcome;
+
+	if (length > j->destination->mtu + ETHERNET) {
+		j->counters->dropped_oversize++;
+		return TC_ACT_SHOT;
+	}
+	if (j->ticket->mode & TICKET_LIMITED && program && program->cost_per_byte && !bucket_charge(shared, program, length)) {
+		j->counters->limited++;
+		return TC_ACT_SHOT;
+	}
+	/* volatile: else clang merges the two into a write that the verifier refuses. */
+	*(volatile __u32 *)&skb->mark = 0;
+	*(volatile __u32 *)&skb->queue_mapping = 0;
+	outcome = rewrite(skb, j->destination, j->ticket, j->point->destination);
+	if (outcome == REWRITTEN && bpf_redirect(j->destination->ifindex, 0) == TC_ACT_REDIRECT) {
+		__sync_fetch_and_add(&shared->sequence, 1);
+		j->counters->sent++;
+		j->counters->sent_bytes += length;
+		return TC_ACT_REDIRECT;
+	}
+	if (outcome == NOT_REWRITABLE)
+		j->counters->dropped_not_rewritable++;
+	else if (outcome == NO_ID_LEFT)
+		j->counters->dropped_no_id++;
+	else
+		j->counters->dropped_redirect++;
+	return TC_ACT_SHOT;
+}
+
 static __always_inline int send_copy(struct __sk_buff *skb)
 {
 	__u32 mark = skb->mark, index = mark & 0x3fffff, slot, zero = 0;
@@ -248,6 +282,8 @@ static __always_inline int send_copy(struct __sk_buff *skb)
 	}
 	if (j.ticket->mode & TICKET_CUT)
 		unify_checksum(skb);
+	if (j.destination->encapsulation == ENCAP_REWRITE)
+		return send_rewritten(skb, &j, shared, program);
 	if (size_up(&j, skb->len)) {
 		j.counters->dropped_oversize++;
 		return TC_ACT_SHOT;

@@ -23,11 +23,11 @@ BPF_MAP_TYPE_PERCPU_ARRAY = 6
 BPF_MAP_TYPE_ARRAY_OF_MAPS = 12
 PER_CPU_TYPES = frozenset({BPF_MAP_TYPE_PERCPU_HASH, BPF_MAP_TYPE_PERCPU_ARRAY})
 BPF_F_NO_PREALLOC = 1
-BPF_TCX_INGRESS = 46
+BPF_TCX_INGRESS, BPF_TCX_EGRESS = 46, 47
 BPF_XDP = 37
 XDP_FLAGS_DRV_MODE = 1 << 2
 """enum bpf_attach_type, Linux 6.6 and newer."""
-BPF_TC_INGRESS = 1
+BPF_TC_INGRESS, BPF_TC_EGRESS = 1, 2
 BPF_TC_F_REPLACE = 1
 LOG_LINES = 20
 ENOTSUPP = 524
@@ -188,6 +188,7 @@ def _library() -> ctypes.CDLL:
         "bpf_tc_hook_create": [c_void_p],
         "bpf_tc_hook_destroy": [c_void_p],
         "bpf_tc_attach": [c_void_p, c_void_p],
+        "bpf_tc_detach": [c_void_p, c_void_p],
         "bpf_tc_query": [c_void_p, c_void_p],
         "libbpf_num_possible_cpus": [],
     }
@@ -428,9 +429,10 @@ def link_info(fd: int) -> Link:
     return Link(ifindex=info.ifindex, program_id=info.prog_id)
 
 
-def attach_tcx(program: int, ifindex: int) -> int:
-    """A new tcx link at ingress. EINVAL from a kernel older than 6.6."""
-    return _checked(_lib().bpf_link_create(program, ifindex, BPF_TCX_INGRESS, None), f"attach to interface {ifindex}")
+def attach_tcx(program: int, ifindex: int, *, egress: bool = False) -> int:
+    """A new tcx link at ingress or egress. EINVAL from a kernel older than 6.6."""
+    where = BPF_TCX_EGRESS if egress else BPF_TCX_INGRESS
+    return _checked(_lib().bpf_link_create(program, ifindex, where, None), f"attach to interface {ifindex}")
 
 
 class _LinkOpts(ctypes.Structure):
@@ -450,18 +452,30 @@ def update_link(link: int, program: int) -> None:
     _checked(_lib().bpf_link_update(link, program, None), "replace a link's program")
 
 
-def attach_clsact(program: int, ifindex: int, priority: int, handle: int) -> None:
-    """Attaches at clsact ingress in place of whatever has this priority and handle."""
-    hook = _TcHook(sz=sizeof(_TcHook), ifindex=ifindex, attach_point=BPF_TC_INGRESS)
+def _clsact(ifindex: int, egress: bool) -> ctypes.Structure:
+    return _TcHook(sz=sizeof(_TcHook), ifindex=ifindex, attach_point=BPF_TC_EGRESS if egress else BPF_TC_INGRESS)
+
+
+def attach_clsact(program: int, ifindex: int, priority: int, handle: int, *, egress: bool = False) -> None:
+    """Attaches at clsact ingress or egress in place of whatever has this priority and handle."""
+    hook = _clsact(ifindex, egress)
     if (made := _lib().bpf_tc_hook_create(byref(hook))) < 0 and -made != errno.EEXIST:
         _checked(made, f"add clsact to interface {ifindex}")
     opts = _TcOpts(sz=sizeof(_TcOpts), prog_fd=program, flags=BPF_TC_F_REPLACE, handle=handle, priority=priority)
     _checked(_lib().bpf_tc_attach(byref(hook), byref(opts)), f"attach to interface {ifindex}")
 
 
-def clsact_program(ifindex: int, priority: int, handle: int) -> int | None:
-    """The id of the program at this priority and handle of clsact ingress, None without one."""
-    hook = _TcHook(sz=sizeof(_TcHook), ifindex=ifindex, attach_point=BPF_TC_INGRESS)
+def detach_clsact(ifindex: int, priority: int, handle: int, *, egress: bool = False) -> None:
+    """Undoes `attach_clsact`; nothing happens where nothing has this priority and handle. The qdisc stays: others may use it."""
+    hook, opts = _clsact(ifindex, egress), _TcOpts(sz=sizeof(_TcOpts), handle=handle, priority=priority)
+    result = _lib().bpf_tc_detach(byref(hook), byref(opts))
+    if result < 0 and -result not in (errno.ENOENT, errno.EINVAL, errno.ENODEV):
+        _checked(result, f"detach from interface {ifindex}")
+
+
+def clsact_program(ifindex: int, priority: int, handle: int, *, egress: bool = False) -> int | None:
+    """The id of the program at this priority and handle of clsact, None without one."""
+    hook = _clsact(ifindex, egress)
     opts = _TcOpts(sz=sizeof(_TcOpts), handle=handle, priority=priority)
     result = _lib().bpf_tc_query(byref(hook), byref(opts))
     if result >= 0:

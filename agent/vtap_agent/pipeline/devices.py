@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from dataclasses import dataclass
 
 from vtap_agent.drivers import libbpf, links
 from vtap_agent.drivers.links import STAMP, LinkState
 from vtap_agent.pipeline.steps import TapPortDevices
-from vtap_agent.plan.dataplane import Direction, MirrorKey
+from vtap_agent.plan.dataplane import Backend, Direction, Feed
 from vtap_agent.plan.mirrors import tap_port_name
 
 QUEUES_PER_CPU = 64
@@ -31,26 +32,33 @@ def _hash(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:8]
 
 
-def tap_port_devices(node: str, key: MirrorKey) -> TapPortDevices:
+def tap_port_devices(node: str, key: Feed) -> TapPortDevices:
     """The names of a mirror's tap port, the same on every start: the switch's end is called as the mirror's port is."""
-    return TapPortDevices(switch=tap_port_name(node, key), ours=f"vtp{_hash(node, key.bridge, key.direction)}")
+    named = (node, key.place, key.direction, *_backend_if_not_mirror(key))
+    return TapPortDevices(switch=tap_port_name(node, key), ours=f"vtp{_hash(*named)}")
 
 
-def tap_port_alias(node: str, key: MirrorKey) -> str:
+def _backend_if_not_mirror(key: Feed) -> tuple[str, ...]:
+    """Tap ports of mirrors are called and stamped as they were when there were no others."""
+    return () if key.backend is Backend.OVS_MIRROR else (key.backend,)
+
+
+def tap_port_alias(node: str, key: Feed) -> str:
     """What a tap port's devices are stamped with."""
-    return f"{STAMP} tap-port node={node} direction={key.direction} bridge={key.bridge}"
+    backend = "".join(f" backend={name}" for name in _backend_if_not_mirror(key))
+    return f"{STAMP} tap-port node={node}{backend} direction={key.direction} bridge={key.place}"
 
 
-def tap_port_of(node: str, alias: str) -> MirrorKey | None:
-    """Which mirror a stamped device serves."""
-    for direction in Direction:
-        start = tap_port_alias(node, MirrorKey("", direction))
+def tap_port_of(node: str, alias: str) -> Feed | None:
+    """Which feed a stamped device serves."""
+    for backend, direction in itertools.product((Backend.OVS_MIRROR, Backend.OVS_GROUP), Direction):
+        start = tap_port_alias(node, Feed(backend, "", direction))
         if alias.startswith(start):
-            return MirrorKey(alias[len(start) :], direction)
+            return Feed(backend, alias[len(start) :], direction)
     return None
 
 
-def ensure_tap_port(node: str, key: MirrorKey) -> TapPortDevices:
+def ensure_tap_port(node: str, key: Feed) -> TapPortDevices:
     """Both ends exist, are silent and up. The switch's end keeps its offloads: super-packets are to arrive whole."""
     names = tap_port_devices(node, key)
     alias = tap_port_alias(node, key)
@@ -69,7 +77,7 @@ def ensure_tap_port(node: str, key: MirrorKey) -> TapPortDevices:
     return names
 
 
-def remove_tap_port(node: str, key: MirrorKey) -> None:
+def remove_tap_port(node: str, key: Feed) -> None:
     """Removes both ends; nothing happens when they are gone."""
     links.remove(tap_port_devices(node, key).ours)
 

@@ -36,14 +36,14 @@ from vtap_agent.plan.dataplane import (
     MAX_SOURCES,
     DataPlane,
     Direction,
-    MirrorKey,
+    Feed,
     TapPoint,
     TapProgram,
 )
 from vtap_agent.plan.shortfalls import Shortfall
 from vtap_agent.plan.steps import ordered
 
-Place = tuple[MirrorKey, int, bytes]
+Place = tuple[Feed, int, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,23 +88,23 @@ def selections(desired: DataPlane, programs: Mapping[str, int]) -> frozenset[Sel
         if len(source.slots) > MAX_POINTS_PER_SOURCE:
             raise TellUser(f"{len(source.slots)} taps select one pod interface; at most {MAX_POINTS_PER_SOURCE} can")
         entries = tuple(slot | program_of.get(slot, 0xFFFF) << 16 for slot in source.slots)
-        made.add(Selection(source.mirror, source.vlan, source.mac, source.strip, entries))
+        made.add(Selection(source.feed, source.vlan, source.mac, source.strip, entries))
     return frozenset(made)
 
 
 def _by_place(chosen: Iterable[Selection]) -> dict[Place, Selection]:
-    return {(one.mirror, one.vlan, one.mac): one for one in chosen}
+    return {(one.feed, one.vlan, one.mac): one for one in chosen}
 
 
-def receivers(chosen: Iterable[Selection]) -> dict[tuple[MirrorKey, int], list[tuple[bytes, bool, int]]]:
+def receivers(chosen: Iterable[Selection]) -> dict[tuple[Feed, int], list[tuple[bytes, bool, int]]]:
     """Whom a broadcast reaches, as (MAC, strip, entry) by Ingress mirror and VLAN."""
     every = tuple(chosen)
     # What belongs to a pod whatever its VLAN must not be found a second time under one VLAN.
-    of_any_vlan = {(one.mirror, one.mac) for one in every if one.vlan == ANY_VLAN}
-    made: dict[tuple[MirrorKey, int], list[tuple[bytes, bool, int]]] = defaultdict(list)
+    of_any_vlan = {(one.feed, one.mac) for one in every if one.vlan == ANY_VLAN}
+    made: dict[tuple[Feed, int], list[tuple[bytes, bool, int]]] = defaultdict(list)
     for one in every:
-        if one.mirror.direction is Direction.INGRESS and (one.vlan == ANY_VLAN or (one.mirror, one.mac) not in of_any_vlan):
-            made[one.mirror, one.vlan].extend((one.mac, one.strip, entry) for entry in one.entries)
+        if one.feed.direction is Direction.INGRESS and (one.vlan == ANY_VLAN or (one.feed, one.mac) not in of_any_vlan):
+            made[one.feed, one.vlan].extend((one.mac, one.strip, entry) for entry in one.entries)
     return dict(made)
 
 
@@ -121,10 +121,10 @@ def grown(observed: frozenset[Selection], desired: frozenset[Selection]) -> froz
         slots = {entry & 0xFFFF for entry in wanted.entries}
         leaving = tuple(entry for entry in (old.entries if old else ()) if entry & 0xFFFF not in slots)
         entries = (wanted.entries + leaving)[:MAX_POINTS_PER_SOURCE]
-        result[place] = Selection(wanted.mirror, wanted.vlan, wanted.mac, wanted.strip, entries)
+        result[place] = Selection(wanted.feed, wanted.vlan, wanted.mac, wanted.strip, entries)
     crowded = {mirror for (mirror, _), listed in receivers(result.values()).items() if len(listed) > MAX_FLOOD_ENTRIES}
-    fitting = {place: one for place, one in result.items() if one.mirror not in crowded}
-    fitting |= {place: one for place, one in wanted_places.items() if one.mirror in crowded}
+    fitting = {place: one for place, one in result.items() if one.feed not in crowded}
+    fitting |= {place: one for place, one in wanted_places.items() if one.feed in crowded}
     going = sorted(fitting.keys() - wanted_places.keys(), key=lambda place: (place[0], place[1:]))
     for place in going[max(0, MAX_SOURCES - len(wanted_places)) :]:
         del fitting[place]
@@ -187,7 +187,7 @@ def _point_steps(observed: Observed, desired: DataPlane, destinations: Mapping[s
     return steps + [DropPoint(slot) for slot in observed.points if slot not in wanted]
 
 
-def diff(observed: Observed, desired: DataPlane, tap_ports: Mapping[MirrorKey, TapPortDevices]) -> list[PipelineStep]:
+def diff(observed: Observed, desired: DataPlane, tap_ports: Mapping[Feed, TapPortDevices]) -> list[PipelineStep]:
     """Steps that make the maps and programs what `desired` says, in the order of their phases."""
     programs = assign(observed.programs, desired.programs)
     destinations = assign(observed.destinations, desired.destinations)
@@ -212,7 +212,7 @@ def diff(observed: Observed, desired: DataPlane, tap_ports: Mapping[MirrorKey, T
     return ordered(steps)
 
 
-def shortfalls(observed: Observed, desired: DataPlane, tap_ports: Mapping[MirrorKey, TapPortDevices]) -> tuple[Shortfall, ...]:
+def shortfalls(observed: Observed, desired: DataPlane, tap_ports: Mapping[Feed, TapPortDevices]) -> tuple[Shortfall, ...]:
     """What `diff` would still have to do, and whom it concerns."""
     programs = {point.slot: point.program for point in desired.points}
     indices = assign(observed.programs, desired.programs)
@@ -229,7 +229,7 @@ def shortfalls(observed: Observed, desired: DataPlane, tap_ports: Mapping[Mirror
             case MakePair():
                 return Shortfall(sentence, everybody=True)
             case AttachPick():
-                return Shortfall(sentence, mirrors=frozenset({step.mirror}))
+                return Shortfall(sentence, feeds=frozenset({step.feed}))
             case AddPeers():
                 users = (name for name, value in desired.programs.items() if _uses(value, step.number))
                 return Shortfall(sentence, taps=frozenset(users))

@@ -47,6 +47,8 @@ MAPS = (
     "cursors",
     "picks",
     "scratches",
+    "rewrite_ids",
+    "rewrite_works",
     "cut_scratches",
     "inners",
     "tickets",

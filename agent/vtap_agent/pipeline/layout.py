@@ -194,7 +194,9 @@ class SendCounters(Structure):
         ("dropped_redirect", c_uint64),
         ("dropped_malformed", c_uint64),
         ("dropped_not_ready", c_uint64),
-        ("zero", c_uint64 * 3),
+        ("dropped_not_rewritable", c_uint64),
+        ("dropped_no_id", c_uint64),
+        ("zero", c_uint64 * 1),
     )
 
 

@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeGuard
 
 from vtap_agent.drivers import links
 from vtap_agent.drivers.libbpf import possible_cpus
@@ -31,8 +32,9 @@ from vtap_agent.pipeline.steps import (
     Selection,
     TapPortDevices,
 )
-from vtap_agent.plan.dataplane import DataPlane, MirrorKey, NodeCounters
+from vtap_agent.plan.dataplane import DataPlane, Feed, NodeCounters
 from vtap_agent.plan.shortfalls import Shortfall
+from vtap_agent.plan.steps import Step
 
 PRESENT = b"\1"
 
@@ -84,14 +86,14 @@ class Pipeline:
 
     # Tap ports
 
-    def tap_port_devices(self, key: MirrorKey) -> TapPortDevices:
+    def tap_port_devices(self, key: Feed) -> TapPortDevices:
         return devices.tap_port_devices(self._node, key)
 
-    def ensure_tap_port(self, key: MirrorKey) -> TapPortDevices:
+    def ensure_tap_port(self, key: Feed) -> TapPortDevices:
         """Makes and silences the tap port's devices; `AttachPick`, which `plan` returns, gives them their program."""
         return devices.ensure_tap_port(self._node, key)
 
-    def remove_tap_port(self, key: MirrorKey) -> None:
+    def remove_tap_port(self, key: Feed) -> None:
         names = self.tap_port_devices(key)
         index = links.index_of(names.ours)
         if index is not None:
@@ -99,13 +101,13 @@ class Pipeline:
         devices.remove_tap_port(self._node, key)
         self._kernel.unpin_link(names.ours)
 
-    def tap_ports(self) -> frozenset[MirrorKey]:
+    def tap_ports(self) -> frozenset[Feed]:
         """Those that exist."""
         return frozenset(self._tap_ports().values())
 
-    def _tap_ports(self) -> dict[int, MirrorKey]:
+    def _tap_ports(self) -> dict[int, Feed]:
         """By ifindex of our end."""
-        found: dict[int, MirrorKey] = {}
+        found: dict[int, Feed] = {}
         for state in links.stamped():
             key = devices.tap_port_of(self._node, state.alias)
             if key is not None and state.name == self.tap_port_devices(key).ours:
@@ -114,7 +116,7 @@ class Pipeline:
 
     # Plan, apply, verify
 
-    def plan(self, desired: DataPlane, tap_ports: Mapping[MirrorKey, TapPortDevices]) -> list[PipelineStep]:
+    def plan(self, desired: DataPlane, tap_ports: Mapping[Feed, TapPortDevices]) -> list[PipelineStep]:
         """The steps from what the kernel holds to `desired`. `tap_ports` are those that should exist, made or not."""
         return diff(self._observe(), desired, tap_ports)
 
@@ -124,12 +126,16 @@ class Pipeline:
 
     def shortfalls(self, desired: DataPlane) -> tuple[Shortfall, ...]:
         """What still differs, and whom it concerns; () when all is as desired."""
-        wanted = {key: self.tap_port_devices(key) for key in desired.mirrors}
+        wanted = {key: self.tap_port_devices(key) for key in desired.tap_ports}
         return shortfalls(self._observe(), desired, wanted)
 
     def refusals(self, desired: DataPlane) -> dict[str, str]:
         """Programs, by name, that the preprocessor cannot hold, and why."""
         return unwritable(desired.programs)
+
+    def owns(self, step: Step) -> TypeGuard[PipelineStep]:
+        """Whether a step is one of the pipeline's."""
+        return isinstance(step, PipelineStep)
 
     def apply(self, step: PipelineStep) -> None:
         """Does one step. Steps of another plan than the last are fine too: each says all it needs."""
@@ -148,7 +154,7 @@ class Pipeline:
             case MakePair():
                 self._make_pair()
             case AttachPick():
-                self._attach(step.mirror, step.device)
+                self._attach(step.feed, step.device)
             case Select() | Deselect():
                 self._select(step.selections)
 
@@ -218,7 +224,7 @@ class Pipeline:
             and cuts.is_ready(self._kernel, self._node)
         )
 
-    def _attach(self, key: MirrorKey, device: str) -> None:
+    def _attach(self, key: Feed, device: str) -> None:
         ifindex = links.index_of(device)
         if ifindex is None:
             raise Retry(f"{device} is not there yet")
@@ -245,13 +251,13 @@ class Pipeline:
 
     def _select(self, selections: Sequence[Selection]) -> None:
         sources: list[tuple[int, int, bytes, bool, tuple[int, ...]]] = []
-        ifindexes: dict[MirrorKey, int] = {}
+        ifindexes: dict[Feed, int] = {}
         for one in selections:
-            device = self.tap_port_devices(one.mirror).ours
+            device = self.tap_port_devices(one.feed).ours
             ifindex = links.index_of(device)
             if ifindex is None:
                 raise Retry(f"{device} is not there yet")
-            ifindexes[one.mirror] = ifindex
+            ifindexes[one.feed] = ifindex
             sources.append((ifindex, one.vlan, one.mac, one.strip, one.entries))
         floods = {
             encode.flood_key(ifindexes[mirror], vlan): encode.flood(listed)
@@ -312,7 +318,7 @@ class Pipeline:
             self._peers_seen = seen
         return self._peer_sets
 
-    def _read_selections(self, ports: Mapping[int, MirrorKey]) -> frozenset[Selection]:
+    def _read_selections(self, ports: Mapping[int, Feed]) -> frozenset[Selection]:
         found: set[Selection] = set()
         for key, value in self._kernel.inner("sources", 0).items():
             place, source = encode.decode(layout.SourceKey, key), encode.decode(layout.Source, value)
@@ -328,7 +334,7 @@ class Pipeline:
     def counters(self, slots: Iterable[int] = ()) -> NodeCounters:
         """Of all slots in use, and of `slots` that were until lately."""
         kernel = self._kernel
-        unattributed: dict[MirrorKey, int] = {}
+        unattributed: dict[Feed, int] = {}
         for index, key in self._tap_ports().items():
             values = [encode.decode(layout.PortCounters, raw) for raw in kernel.per_cpu("ports", word(index))]
             unattributed[key] = sum(value.unattributed for value in values)

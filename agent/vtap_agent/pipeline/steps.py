@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vtap_agent.plan.dataplane import MirrorKey
+from vtap_agent.plan.dataplane import Feed
 from vtap_agent.plan.steps import Phase
 
 
@@ -20,7 +20,7 @@ class TapPortDevices:
 class Selection:
     """A source with its tap points' entries: slot in the low 16 bits, index of the program in the high ones."""
 
-    mirror: MirrorKey
+    feed: Feed
     vlan: int
     mac: bytes
     strip: bool
@@ -93,7 +93,7 @@ class MakePair:
 class AttachPick:
     """`pick` at the ingress of a tap port, in place of an older one."""
 
-    mirror: MirrorKey
+    feed: Feed
     device: str
     phase: Phase = Phase.ATTACH
 

@@ -94,6 +94,10 @@ class NextHopState(StrEnum):
     NO_NEIGHBOUR = "NoNeighbour"
     LOOP = "Loop"
     """The route leads out of an interface that is itself tapped, or to this node."""
+    ROUTED = "Routed"
+    """A router is in between, which copies without a tunnel do not pass."""
+    NO_EDGE = "NoEdge"
+    """Nobody answers for the monitor that copies without a tunnel are for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +114,8 @@ class NextHop:
     gateway_mac: str = ""
     mtu: int = 0
     """Bytes of outer IP packet that fit: the route's MTU, else the interface's."""
+    gateway: str = ""
+    """The router's address, empty where the remote is on the link itself."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vtap_agent.plan.dataplane import Direction, NodeCounters, PointCounters, TapPointName
+from vtap_agent.plan.dataplane import Backend, Direction, Feed, NodeCounters, PointCounters, TapPointName
 
 MAX_CLOSED = 1000
 """Closed tap points that keep a row of their own; older ones go into one sum a tap."""
@@ -169,13 +169,19 @@ def ledger_to_json(node: str, rows: Iterable[Row], counters: NodeCounters) -> di
     return {
         "node": node,
         "points": [row_to_json(row) for row in rows],
-        "unattributed": {f"{key.bridge} {key.direction.value}": count for key, count in sorted(counters.unattributed.items())},
+        "unattributed": {_feed_text(feed): count for feed, count in sorted(counters.unattributed.items())},
         "pair": {
             "handed": sum(point.handed for point in counters.points.values()),
             "arrived": sum(point.arrived for point in counters.points.values()),
             "dropped": counters.pair_dropped,
         },
     }
+
+
+def _feed_text(feed: Feed) -> str:
+    """A mirror by its bridge alone."""
+    backend = () if feed.backend is Backend.OVS_MIRROR else (feed.backend.value,)
+    return " ".join(filter(None, (feed.place, feed.direction.value, *backend)))
 
 
 def keys_to_json(node: str, rows: Iterable[Row]) -> dict[str, Any]:

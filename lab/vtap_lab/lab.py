@@ -56,6 +56,9 @@ class Pod:
     ipv4: str
     ipv6: str
     vlan: int
+    sandbox: str = ""
+    """The namespace that Kubernetes would know, where the one with the interface is not it: that of a pod whose interface is a
+    socket, which no network namespace shows."""
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"
@@ -116,11 +119,12 @@ class Lab:
             folder.mkdir()
         self.node, self.router, self.collector = (self.add_namespace(role) for role in ("node", "router", "collector"))
         self._connect_collector()
-        self.switch = Switch(
-            self.directory / "ovs", self.node, userspace_tso=self.options.userspace_tso, datapath=self.options.datapath
-        )
+        self.switch = self._make_switch(self.directory / "ovs")
         self._add_bridge()
         self._write_pods()
+
+    def _make_switch(self, directory: Path) -> Switch:
+        return Switch(directory, self.node, userspace_tso=self.options.userspace_tso, datapath=self.options.datapath)
 
     @property
     def has_switch(self) -> bool:
@@ -255,11 +259,19 @@ class Lab:
         mtu: int | None = None,
     ) -> Pod:
         """A pod attached to the bridge. Pods with the same `vlan` share a subnet. `port_settings` are columns of Port."""
+        pod = self._new_pod(name, namespace, labels or {}, vlan)
+        self._plug(pod, mtu or self.options.mtu, self.node)
+        self._attach(pod, port_settings)
+        self._register(pod)
+        return pod
+
+    def _new_pod(self, name: str, namespace: str, labels: Mapping[str, str], vlan: int) -> Pod:
+        """With its namespace, and nothing in it yet."""
         number = next(self._numbers)
-        pod = Pod(
+        return Pod(
             namespace=namespace,
             name=name,
-            labels=dict(labels or {}),
+            labels=dict(labels),
             netns=self.add_namespace(f"pod{number}-{name}"),
             interface="eth0",
             host_name=f"veth{number}",
@@ -268,11 +280,10 @@ class Lab:
             ipv6=_pod_address6(vlan, number + 1),
             vlan=vlan,
         )
-        self._plug(pod, mtu or self.options.mtu)
-        self._attach(pod, port_settings)
+
+    def _register(self, pod: Pod) -> None:
         self.pods[str(pod)] = pod
         self._write_pods()
-        return pod
 
     def _attach(self, pod: Pod, port_settings: Sequence[str]) -> None:
         if self.has_switch:
@@ -283,9 +294,10 @@ class Lab:
         else:
             self.ip(self.node, f"link set {pod.host_name} master {BRIDGE}")
 
-    def _plug(self, pod: Pod, mtu: int) -> None:
+    def _plug(self, pod: Pod, mtu: int, host: str) -> None:
+        """The pod's veth, whose other end is in the namespace `host`."""
         self.ip(
-            self.node,
+            host,
             f"link add {pod.host_name} mtu {mtu} type veth"
             f" peer name {pod.interface} address {pod.mac} mtu {mtu} netns {pod.netns}",
             f"link set {pod.host_name} up",
@@ -300,18 +312,23 @@ class Lab:
         )
         if not self.options.userspace_tso and self.options.datapath == "netdev":
             # vswitchd passes partial checksums on as they are unless userspace TSO is on.
-            run_in(self.node, ["ethtool", "-K", pod.host_name, "tx", "off"])
+            run_in(host, ["ethtool", "-K", pod.host_name, "tx", "off"])
             run_in(pod.netns, ["ethtool", "-K", pod.interface, "tx", "off"])
 
     def delete_pod(self, pod: Pod) -> None:
         """As a CNI does: the port leaves the bridge, the namespace and with it the veth go."""
         if self.has_switch:
-            self.switch.delete_port(BRIDGE, pod.host_name)
+            self.switch.delete_port(BRIDGE, self.port_of(pod))
         self.forget_pod(pod)
 
+    def port_of(self, pod: Pod) -> str:
+        """The name of a pod's port."""
+        return pod.host_name
+
     def forget_pod(self, pod: Pod) -> None:
-        """The namespace and the veth go, the row of the port stays behind in the database."""
-        self.delete_namespace(pod.netns)
+        """Its namespaces and the veth go, the row of the port stays behind in the database."""
+        for namespace in filter(None, (pod.netns, pod.sandbox)):
+            self.delete_namespace(namespace)
         del self.pods[str(pod)]
         self._write_pods()
 
@@ -391,7 +408,7 @@ def _declaration(pod: Pod) -> dict[str, object]:
         "namespace": pod.namespace,
         "name": pod.name,
         "labels": dict(pod.labels),
-        "netns": str(registry.NETNS / pod.netns),
+        "netns": str(registry.NETNS / (pod.sandbox or pod.netns)),
     }
 
 

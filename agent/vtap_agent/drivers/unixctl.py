@@ -37,6 +37,11 @@ class Vswitchd:
         self._timeout = timeout
         self._version: tuple[int | None, str] = (None, "")
 
+    @property
+    def run_dir(self) -> Path:
+        """Where its sockets lie, those of bridges among them."""
+        return self._run_dir
+
     def pid(self) -> int | None:
         """What the pid file says; it stays when the daemon is killed. None where there is no pid file."""
         try:

@@ -29,7 +29,7 @@ _PASSED_ON = ("PATH", "HOME", "OVS_PREFIX", "CI", "PYTEST_ADDOPTS")
 
 @dataclass(frozen=True)
 class Machine:
-    """`memory` in QEMU's notation. Network and processes are the guest's own; its files are this machine's, its writes are lost."""
+    """`memory` in QEMU's notation. Network and processes are the guest's own; its files are this machine's, left unchanged."""
 
     kernel: Kernel
     accelerator: str

@@ -19,7 +19,7 @@ DATAPATHS = {
     DPDK: LabOptions(),
     PLAIN: LabOptions(datapath=PLAIN_BRIDGE),
 }
-"""Of Open vSwitch `netdev`, in user space; `tso`, the same with userspace TSO; `kernel`, its module; `dpdk`. `bridge`: none at all."""
+"""Open vSwitch in user space (`netdev`, with TSO `tso`, on DPDK `dpdk`) and in the kernel (`kernel`); none of it (`bridge`)."""
 ON_OPEN_VSWITCH = tuple(name for name in DATAPATHS if name != PLAIN)
 
 

@@ -122,7 +122,7 @@ class Scene(Site):
         return captured.numbered(self.packets(tap))
 
     def judge(self, tap: str, exchange: Exchange, *points: str) -> Summary:
-        """Each original arrived once, each datagram is stored once at each of these tap points and at no other, the ledger closes."""
+        """Each original arrived once, each datagram is stored once at each of these points and at no other, the ledger closes."""
         expect_originals(exchange)
         summary = self.closes(tap)
         found = self.stored(tap)

@@ -28,6 +28,7 @@ from vtap_agent.plan.assembly import Announced, Plan, assemble
 from vtap_agent.plan.dataplane import Backend, DataPlane, Feed, NodeCounters
 from vtap_agent.plan.inventory_model import Inventory
 from vtap_agent.plan.mirror_health import EVIDENCE
+from vtap_agent.plan.moves import with_old_feeds
 from vtap_agent.plan.selection import Desired, Selection, remotes, select
 from vtap_agent.plan.shortfalls import Shortfall
 from vtap_agent.plan.slots import SlotTable
@@ -170,7 +171,7 @@ class Loop:
         self._lease = Lease(parts.pipeline.renew_lease)
         self._sample = Sample(0.0, ())
         self._verdicts: tuple[TapVerdict, ...] = ()
-        self._wanted = DataPlane()
+        self._wanted = self._applied = DataPlane()
         self._failure = ""
         self._tick_failure = ""
         self._unverified: tuple[Shortfall, ...] = ()
@@ -396,6 +397,13 @@ class Loop:
         """
         parts = self._parts
         steps: list[Step] = [*self._pipeline_steps(wanted), *(step for one in parts.backends for step in one.plan(wanted))]
+        between = with_old_feeds(self._applied, wanted)
+        moved = between is not wanted and self._apply_plane(between)
+        changed = self._apply_plane(wanted)
+        self._applied = wanted
+        return moved or changed
+
+    def _apply_plane(self, wanted: DataPlane) -> bool:
         self._apply_steps(steps)
         for feed in parts.pipeline.tap_ports() - wanted.tap_ports:
             parts.pipeline.remove_tap_port(feed)

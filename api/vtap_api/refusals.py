@@ -9,7 +9,7 @@ from vtap_api.selectors import matches
 from vtap_api.tapdestination import TapDestination
 from vtap_api.virtualtap import BackendName, VirtualTap
 
-AVAILABLE_BACKENDS = (BackendName.AUTO, BackendName.OVS_MIRROR)
+AVAILABLE_BACKENDS = (BackendName.AUTO, BackendName.OVS_MIRROR, BackendName.OVS_GROUP, BackendName.EBPF)
 """Backends of this version."""
 ACCEPTED = "the tap is valid and its destination is allowed"
 """What is said of a tap that is not refused."""

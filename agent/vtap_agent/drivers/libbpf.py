@@ -24,6 +24,7 @@ BPF_MAP_TYPE_ARRAY_OF_MAPS = 12
 PER_CPU_TYPES = frozenset({BPF_MAP_TYPE_PERCPU_HASH, BPF_MAP_TYPE_PERCPU_ARRAY})
 BPF_F_NO_PREALLOC = 1
 BPF_TCX_INGRESS, BPF_TCX_EGRESS = 46, 47
+BPF_F_BEFORE = 1 << 3
 BPF_XDP = 37
 XDP_FLAGS_DRV_MODE = 1 << 2
 """enum bpf_attach_type, Linux 6.6 and newer."""
@@ -429,16 +430,17 @@ def link_info(fd: int) -> Link:
     return Link(ifindex=info.ifindex, program_id=info.prog_id)
 
 
-def attach_tcx(program: int, ifindex: int, *, egress: bool = False) -> int:
-    """A new tcx link at ingress or egress. EINVAL from a kernel older than 6.6."""
-    where = BPF_TCX_EGRESS if egress else BPF_TCX_INGRESS
-    return _checked(_lib().bpf_link_create(program, ifindex, where, None), f"attach to interface {ifindex}")
-
-
 class _LinkOpts(ctypes.Structure):
     """struct bpf_link_create_opts up to its flags, and the zeros that libbpf wants behind them."""
 
     _fields_ = (("sz", c_size_t), ("flags", c_uint32), ("zero", c_uint32 * 13))
+
+
+def attach_tcx(program: int, ifindex: int, *, egress: bool = False, first: bool = False) -> int:
+    """A new tcx link at ingress or egress, behind the others or in front of them. EINVAL from a kernel older than 6.6."""
+    where = BPF_TCX_EGRESS if egress else BPF_TCX_INGRESS
+    opts = _LinkOpts(sz=sizeof(_LinkOpts), flags=BPF_F_BEFORE if first else 0)
+    return _checked(_lib().bpf_link_create(program, ifindex, where, byref(opts)), f"attach to interface {ifindex}")
 
 
 def attach_xdp(program: int, ifindex: int) -> int:
@@ -454,6 +456,23 @@ def update_link(link: int, program: int) -> None:
 
 def _clsact(ifindex: int, egress: bool) -> ctypes.Structure:
     return _TcHook(sz=sizeof(_TcHook), ifindex=ifindex, attach_point=BPF_TC_EGRESS if egress else BPF_TC_INGRESS)
+
+
+def make_clsact(ifindex: int) -> bool:
+    """Adds the clsact qdisc; False where there is one."""
+    made = _lib().bpf_tc_hook_create(byref(_clsact(ifindex, egress=False)))
+    if -made == errno.EEXIST:
+        return False
+    _checked(made, f"add clsact to interface {ifindex}")
+    return True
+
+
+def remove_clsact(ifindex: int) -> None:
+    """Removes the clsact qdisc and all that hangs at it; nothing happens where there is none."""
+    both = _TcHook(sz=sizeof(_TcHook), ifindex=ifindex, attach_point=BPF_TC_INGRESS | BPF_TC_EGRESS)
+    result = _lib().bpf_tc_hook_destroy(byref(both))
+    if result < 0 and -result not in (errno.ENOENT, errno.EINVAL, errno.ENODEV):
+        _checked(result, f"remove clsact from interface {ifindex}")
 
 
 def attach_clsact(program: int, ifindex: int, priority: int, handle: int, *, egress: bool = False) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from vtap_agent.errors import TellUser, VtapError
@@ -14,11 +14,13 @@ from vtap_agent.pipeline.steps import (
     AddPeers,
     AttachPick,
     Deselect,
+    Drain,
     DropDestination,
     DropPeers,
     DropPoint,
     DropProgram,
     MakePair,
+    Park,
     PipelineStep,
     PutDestination,
     PutPoint,
@@ -44,6 +46,8 @@ from vtap_agent.plan.shortfalls import Shortfall
 from vtap_agent.plan.steps import ordered
 
 Place = tuple[Feed, int, bytes]
+DRAIN = 0.05
+"""Seconds that a packet may take at most from one feed to another: through Open vSwitch, or through a device's queue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +107,8 @@ def receivers(chosen: Iterable[Selection]) -> dict[tuple[Feed, int], list[tuple[
     of_any_vlan = {(one.feed, one.mac) for one in every if one.vlan == ANY_VLAN}
     made: dict[tuple[Feed, int], list[tuple[bytes, bool, int]]] = defaultdict(list)
     for one in every:
-        if one.feed.direction is Direction.INGRESS and (one.vlan == ANY_VLAN or (one.feed, one.mac) not in of_any_vlan):
+        receives = one.feed.has_tap_port and one.feed.direction is Direction.INGRESS
+        if receives and (one.vlan == ANY_VLAN or (one.feed, one.mac) not in of_any_vlan):
             made[one.feed, one.vlan].extend((one.mac, one.strip, entry) for entry in one.entries)
     return dict(made)
 
@@ -133,14 +138,52 @@ def grown(observed: frozenset[Selection], desired: frozenset[Selection]) -> froz
     return frozenset(fitting.values())
 
 
+def _feeds(chosen: Iterable[Selection]) -> dict[int, set[Feed]]:
+    found: dict[int, set[Feed]] = defaultdict(set)
+    for one in chosen:
+        for entry in one.entries:
+            found[entry & 0xFFFF].add(one.feed)
+    return found
+
+
+def moving(observed: Iterable[Selection], desired: Iterable[Selection]) -> frozenset[int]:
+    """Slots that go over from one feed to another."""
+    old, new = _feeds(observed), _feeds(desired)
+    return frozenset(slot for slot in old.keys() & new.keys() if not old[slot] & new[slot])
+
+
+def _only(chosen: Iterable[Selection], slots: frozenset[int]) -> frozenset[Selection]:
+    """What is left with entries of these slots only."""
+    kept = (replace(one, entries=tuple(entry for entry in one.entries if entry & 0xFFFF in slots)) for one in chosen)
+    return frozenset(one for one in kept if one.entries)
+
+
 def _source_steps(observed: frozenset[Selection], desired: frozenset[Selection]) -> list[PipelineStep]:
-    between = grown(observed, desired)
+    """A slot that moves stays where it is until the new feed is up, is at neither for a moment, and then at the new one.
+
+    Both feeds see the same packets, one of them later: with a slot at both, or without the moment between, some would be copied
+    twice. What comes meanwhile is counted as unattributed at whichever feed it comes to.
+    """
+    slots = moving(observed, desired)
+    all_slots = frozenset(entry & 0xFFFF for one in (*observed, *desired) for entry in one.entries)
+    before = _merged(_only(desired, all_slots - slots), _only(observed, slots)) if slots else desired
+    between = grown(observed, before)
     steps: list[PipelineStep] = []
     if between != observed:
         steps.append(Select(tuple(sorted(between))))
-    if between != desired:
+    if slots:
+        steps += [Park(tuple(sorted(_only(desired, all_slots - slots)))), Drain(DRAIN)]
+    if slots or between != desired:
         steps.append(Deselect(tuple(sorted(desired))))
     return steps
+
+
+def _merged(one: frozenset[Selection], other: frozenset[Selection]) -> frozenset[Selection]:
+    places = _by_place(one)
+    for place, selection in _by_place(other).items():
+        known = places.get(place)
+        places[place] = replace(known, entries=known.entries + selection.entries) if known else selection
+    return frozenset(places.values())
 
 
 @lru_cache(maxsize=2)
@@ -240,7 +283,7 @@ def shortfalls(observed: Observed, desired: DataPlane, tap_ports: Mapping[Feed, 
                 return Shortfall(sentence, taps=frozenset(senders))
             case PutPoint():
                 return Shortfall(sentence, taps=frozenset({programs[step.slot]}))
-            case Select() | Deselect():
+            case Select() | Park() | Drain() | Deselect():
                 return Shortfall(sentence, taps=frozenset(missing))
             case DropPoint() | DropProgram() | DropDestination() | DropPeers():
                 return Shortfall(sentence)

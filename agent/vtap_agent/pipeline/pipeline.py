@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeGuard
@@ -14,16 +15,19 @@ from vtap_agent.errors import Retry
 from vtap_agent.pipeline import cuts, devices, encode, layout
 from vtap_agent.pipeline.counters import SlotCounters
 from vtap_agent.pipeline.diff import Observed, diff, peers_digest, receivers, shortfalls, unwritable
+from vtap_agent.pipeline.hooks import PORTS, Hooks, device_name
 from vtap_agent.pipeline.kernel import ZERO, Kernel, destroy_pins, tickets_per_cpu, unmount_bpffs, word
 from vtap_agent.pipeline.steps import (
     AddPeers,
     AttachPick,
     Deselect,
+    Drain,
     DropDestination,
     DropPeers,
     DropPoint,
     DropProgram,
     MakePair,
+    Park,
     PipelineStep,
     PutDestination,
     PutPoint,
@@ -32,7 +36,7 @@ from vtap_agent.pipeline.steps import (
     Selection,
     TapPortDevices,
 )
-from vtap_agent.plan.dataplane import DataPlane, Feed, NodeCounters
+from vtap_agent.plan.dataplane import ANY_VLAN, Backend, DataPlane, Feed, NodeCounters
 from vtap_agent.plan.shortfalls import Shortfall
 from vtap_agent.plan.steps import Step
 
@@ -52,6 +56,8 @@ class Pipeline:
         self._peers_seen = b""
         self._peer_sets: Mapping[int, bytes] = {}
         self._slots = set(self._read_points())
+        self.hooks = Hooks(kernel, node)
+        """At pods' own devices, for the backend that copies there."""
 
     @staticmethod
     def open(root: Path, node: str) -> Pipeline:
@@ -63,6 +69,7 @@ class Pipeline:
         made._make_pair()
         made._guard_tunnels()
         made._replace_programs()
+        made.hooks.renew()
         made._agree_on_sources()
         return made
 
@@ -79,6 +86,7 @@ class Pipeline:
         """Nothing of ours remains: devices, programs, maps, pins, the bpffs if we mounted it."""
         for key in self._tap_ports().values():
             self.remove_tap_port(key)
+        self.hooks.remove_all()
         devices.remove_pair(self._node)
         self._kernel.close()
         destroy_pins(self._root)
@@ -155,11 +163,13 @@ class Pipeline:
                 self._make_pair()
             case AttachPick():
                 self._attach(step.feed, step.device)
-            case Select() | Deselect():
+            case Select() | Park() | Deselect():
                 self._select(step.selections)
 
     def _apply_peers(self, step: AddPeers | DropPeers) -> None:
         peers, mine = self._kernel.maps["peers"], word(step.number)
+            case Drain():
+                time.sleep(step.seconds)
         wanted = {encode.peer_key(step.number, one) for one in step.addresses} if isinstance(step, AddPeers) else set[bytes]()
         present = {key for key in self._peer_keys() if key.startswith(mine)}
         for key in wanted - present:
@@ -256,6 +266,9 @@ class Pipeline:
             device = self.tap_port_devices(one.feed).ours
             ifindex = links.index_of(device)
             if ifindex is None:
+            if not one.feed.has_tap_port:
+                sources.append((one.feed.ifindex, PORTS[one.feed.direction], bytes(6), False, one.entries))
+                continue
                 raise Retry(f"{device} is not there yet")
             ifindexes[one.feed] = ifindex
             sources.append((ifindex, one.vlan, one.mac, one.strip, one.entries))
@@ -325,6 +338,10 @@ class Pipeline:
             mirror = ports.get(place.ifindex)
             if mirror is not None:
                 entries = tuple(source.entries[: source.count])
+            feed = _hooked(place.ifindex, place.vlan)
+            if feed is not None:
+                found.add(Selection(feed, ANY_VLAN, bytes(6), False, tuple(source.entries[: source.count])))
+                continue
                 strip = bool(source.flags & layout.SOURCE_STRIP)
                 found.add(Selection(mirror, place.vlan, bytes(place.mac), strip, entries))
         return frozenset(found)
@@ -341,6 +358,10 @@ class Pipeline:
         points = self._counters.read(self._slots.union(slots))
         return NodeCounters(points=points, unattributed=unattributed, pair_dropped=devices.pair_dropped(self._node))
 
+        for direction, port in PORTS.items():
+            values = [encode.decode(layout.PortCounters, raw) for raw in kernel.per_cpu("ports", word(port))]
+            if values:
+                unattributed[Feed(Backend.EBPF, "", direction)] = sum(value.unattributed for value in values)
     def stale(self) -> int:
         """Packets that came out of the pair without a ticket: 0 unless something else sends into it, or tickets ran out."""
         return sum(encode.decode(layout.NodeCountersValue, raw).stale for raw in self._kernel.per_cpu("node", ZERO))
@@ -360,3 +381,11 @@ class Pipeline:
     def map_bytes(self) -> int:
         """Kernel memory of the maps, in bytes."""
         return self._kernel.map_bytes()
+
+
+def _hooked(ifindex: int, vlan: int) -> Feed | None:
+    """The EBPF feed that a source's key stands for."""
+    for direction, mark in PORTS.items():
+        if vlan == mark:
+            return Feed(Backend.EBPF, device_name(ifindex), direction, ifindex)
+    return None

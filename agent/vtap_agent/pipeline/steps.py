@@ -113,6 +113,28 @@ class Select:
 
 
 @dataclass(frozen=True, slots=True)
+class Park:
+    """Sources lose tap points that are to come to another feed: for a moment these are at none."""
+
+    selections: tuple[Selection, ...]
+    phase: Phase = Phase.DESELECT
+
+    def __str__(self) -> str:
+        return f"select {len(self.selections)} sources, without what moves"
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Packets of which the old feed has made copies pass the new one, if they are to: else these would be copied twice."""
+
+    seconds: float
+    phase: Phase = Phase.DESELECT
+
+    def __str__(self) -> str:
+        return f"let {self.seconds:g} s pass, so that nothing is copied at two places"
+
+
+@dataclass(frozen=True, slots=True)
 class Deselect:
     """Exactly these sources: what is not among them is copied no more."""
 
@@ -175,6 +197,8 @@ PipelineStep = (
     | MakePair
     | AttachPick
     | Select
+    | Park
+    | Drain
     | Deselect
     | DropPoint
     | DropProgram

@@ -305,7 +305,7 @@ class Loop:
         if self._last_seen is None:
             self._verdicts = tuple(replace(verdict, points=()) for verdict in select(desired, inventory).verdicts)
             raise Wait(AWAY)
-        plan = self._plan(desired, self._steadied(with_switch(inventory, self._last_seen.switch)))
+        plan = self._plan(desired, self._steadied(with_switch(inventory, self._last_seen)))
         self._begin(plan)
         self._apply_steps(self._pipeline_steps(plan.dataplane.limited_to(self._parts.pipeline.tap_ports())))
         self._parts.accounts.unfed()
@@ -379,9 +379,11 @@ class Loop:
     def _with_tap_ports(self, wanted: DataPlane) -> tuple[DataPlane, tuple[Shortfall, ...]]:
         """(what of it can be had, why the rest cannot): a tap port that cannot be made is no other bridge's trouble."""
         portless: dict[Feed, Shortfall] = {}
+        bridges = self._last_seen.switch.bridges if self._last_seen is not None else ()
+        polled = {bridge.name for bridge in bridges if bridge.polled}
         for feed in sorted(wanted.tap_ports):
             try:
-                self._parts.pipeline.ensure_tap_port(feed)
+                self._parts.pipeline.ensure_tap_port(feed, polled=feed.place in polled)
             except (VtapError, OSError) as error:
                 sentence = f"the tap port for {feed.direction} of bridge {feed.place} cannot be made ({error}); it is tried again"
                 portless[feed] = Shortfall(sentence, frozenset({feed}))

@@ -9,6 +9,7 @@ from typing import Any
 
 from vtap_agent.backends.flow_purge import FlowPurger
 from vtap_agent.backends.mirror_commands import PORT_OTHER_CONFIG, command
+from vtap_agent.backends.tap_ports import checked
 from vtap_agent.drivers.ovsdb import OvsdbConnection, Tables, first
 from vtap_agent.drivers.unixctl import DatapathCounters
 from vtap_agent.errors import VtapError, Wait
@@ -186,11 +187,17 @@ class OvsMirrorBackend:
     def _observe_for(self, wanted: DataPlane) -> ObservedMirrors:
         """A node without Open vSwitch is in order as long as nobody wants a mirror there."""
         try:
-            return self.observe()
+            observed = self.observe()
         except Wait:
             if wanted.mirrors:
                 raise
             return ObservedMirrors({})
+        return ObservedMirrors({name: self._with_devices(bridge) for name, bridge in observed.bridges.items()})
+
+    def _with_devices(self, bridge: ObservedBridge) -> ObservedBridge:
+        ours = (port for port in bridge.tap_ports if is_ours(port.stamp, self._stamp.node))
+        taps = {port.uuid: checked(port) for port in ours}
+        return replace(bridge, tap_ports=tuple(taps.get(port.uuid, port) for port in bridge.tap_ports)) if taps else bridge
 
     def _take_sample(self, now: float) -> MirrorSample:
         observed = self.observe()
@@ -289,7 +296,13 @@ def _bridge(row: Any) -> ObservedBridge:
         mtus={str(port.uuid): mtu for port in row.ports if (mtu := _largest(port, "mtu"))},
         tap_ports=tuple(
             ObservedPort(
-                str(port.uuid), port.name, stamp, _as_made(port), _largest(port, "mtu_request"), _largest(port, "ofport")
+                str(port.uuid),
+                port.name,
+                stamp,
+                _as_made(port),
+                _largest(port, "mtu_request"),
+                _largest(port, "ofport"),
+                _type(port),
             )
             for port, stamp in stamped
             if stamp is not None
@@ -302,6 +315,10 @@ def _as_made(port: Any) -> bool:
     """Whether nobody has changed how copies leave the tap port: untouched tags, no BPDUs between them."""
     plain = not port.tag and not port.trunks and not port.vlan_mode
     return plain and PORT_OTHER_CONFIG.items() <= dict(port.other_config).items()
+
+
+def _type(port: Any) -> str:
+    return next((interface.type for interface in port.interfaces), "")
 
 
 def _largest(port: Any, column: str) -> int:

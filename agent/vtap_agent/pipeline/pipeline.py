@@ -97,9 +97,12 @@ class Pipeline:
     def tap_port_devices(self, key: Feed) -> TapPortDevices:
         return devices.tap_port_devices(self._node, key)
 
-    def ensure_tap_port(self, key: Feed) -> TapPortDevices:
-        """Makes and silences the tap port's devices; `AttachPick`, which `plan` returns, gives them their program."""
-        return devices.ensure_tap_port(self._node, key)
+    def ensure_tap_port(self, key: Feed, *, polled: bool = False) -> TapPortDevices:
+        """Makes and silences the tap port's devices; `AttachPick`, which `plan` returns, gives them their program.
+
+        `polled` where the bridge's packets are moved by DPDK.
+        """
+        return devices.ensure_tap_port(self._node, key, polled=polled)
 
     def remove_tap_port(self, key: Feed) -> None:
         names = self.tap_port_devices(key)

@@ -41,6 +41,12 @@ class BridgePort:
     external_ids: Mapping[str, str] = field(default_factory=dict[str, str])
     interface_ids: Mapping[str, str] = field(default_factory=dict[str, str])
     """external_ids of its Interface rows."""
+    device: str = ""
+    """The kernel's device that its packets come from where it is called otherwise than the port: of one that DPDK polls."""
+    is_socket: bool = False
+    """A vhost-user port: the pod's end is a socket, not an interface."""
+    mtu: int = 0
+    """In bytes; 0 where it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +79,8 @@ class Bridge:
     mirror_count: int
     """Mirrors on the bridge, ours and others'. OVS allows 32."""
     foreign_mirror_count: int
+    polled: bool = False
+    """DPDK's poll-mode threads move its packets."""
 
 
 @dataclass(frozen=True, slots=True)

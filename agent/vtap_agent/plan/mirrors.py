@@ -65,6 +65,8 @@ class ObservedPort:
     as_made: bool
     mtu: int
     ofport: int = 0
+    type: str = ""
+    """Of its Interface: "tap" for a tap device, empty for any other."""
 
 
 @dataclass(frozen=True, slots=True)

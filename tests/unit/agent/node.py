@@ -77,7 +77,7 @@ class MemoryPipeline:
     def tap_port_devices(self, key: Feed) -> Feed:
         return key
 
-    def ensure_tap_port(self, key: Feed) -> None:
+    def ensure_tap_port(self, key: Feed, *, polled: bool = False) -> None:
         if key in self.unmakeable:
             raise self.unmakeable[key]
         self.devices.add(key)

@@ -17,11 +17,13 @@ from typing import Any
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from vtap_agent.accounts import Accounts
+from vtap_agent.backends.ebpf import EbpfBackend
+from vtap_agent.backends.ovs_group import OvsGroupBackend
 from vtap_agent.backends.ovs_mirror import OvsMirrorBackend
 from vtap_agent.cluster import STOPPED, ClusterMetrics, access_of, starting, waiting_for, writer_of
 from vtap_agent.drivers.bpffs import pin_root, remove_pin_root
 from vtap_agent.drivers.ovsdb import OvsdbConnection
-from vtap_agent.errors import TellUser, VtapError, Wait
+from vtap_agent.errors import TellUser, VtapError
 from vtap_agent.events import Mailbox
 from vtap_agent.health import Health
 from vtap_agent.inventory import Observer, give_back_neighbours
@@ -197,12 +199,16 @@ class Agent:
         stack.callback(ovsdb.close)
         mirrors = OvsMirrorBackend(ovsdb, settings.node, generation=os.getpid())
         stack.callback(mirrors.close)
+        groups = OvsGroupBackend(ovsdb, settings.node, generation=os.getpid(), on_loss=mailbox.changed)
         observer = Observer(ovsdb, pods)
         identity = ClientIdentity(settings.tls) if settings.tls is not None else None
         announcer = Announcer(settings.node, mailbox.changed, identity)
         stack.callback(announcer.stop)
         observer.on_change(mailbox.changed)
-        loop = self._loop = Loop(Parts(taps, observer, (mirrors,), pipeline, announcer, accounts, mailbox), first_key)
+        backends = (mirrors, groups, EbpfBackend(pipeline.hooks))
+        backends = (mirrors, groups, EbpfBackend(pipeline.hooks))
+        parts = Parts(taps, observer, backends, pipeline, announcer, accounts, mailbox, groups.uncopied)
+        loop = self._loop = Loop(parts, first_key)
         yield loop, observer
         if settings.keep_on_exit:
             pipeline.renew_lease(KEPT)
@@ -232,7 +238,8 @@ class Agent:
             try:
                 mirrors.observe()  # a plan for no mirrors at all would take silence for there being none
                 mirrors.apply(ordered(mirrors.plan(DataPlane())))
-            except Wait as reason:
+                OvsGroupBackend(ovsdb, settings.node).sweep()
+            except VtapError as reason:
                 unanswered = str(reason)
             finally:
                 mirrors.close()

@@ -36,7 +36,7 @@ from vtap_agent.plan.steadiness import vanished, with_interfaces, with_switch
 from vtap_agent.plan.steps import Phase, Step, ordered
 from vtap_agent.plan.verdicts import TapVerdict
 from vtap_agent.report.announcer import LINGER, Announcer
-from vtap_agent.report.ledger import Row
+from vtap_agent.report.ledger import Row, with_uncopied
 from vtap_agent.report.metrics import AgentMetrics, Reading
 from vtap_agent.report.rates import Rate, Sample, rates
 from vtap_agent.report.status import Observations, TapStatus, tap_status
@@ -124,6 +124,8 @@ class Parts:
     announcer: Announcer
     accounts: Accounts
     mailbox: Mailbox
+    uncopied: Callable[[], Mapping[int, int]] = dict[int, int]
+    """Packets, by slot, that a switch left out itself, because no tap of their pod wants them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +228,7 @@ class Loop:
 
     def _counters(self) -> NodeCounters:
         parts = self._parts
-        counters = parts.pipeline.counters(parts.accounts.used_slots())
+        counters = with_uncopied(parts.pipeline.counters(parts.accounts.used_slots()), parts.uncopied())
         parts.accounts.observe(counters)
         return counters
 

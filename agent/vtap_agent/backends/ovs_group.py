@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vtap_agent.backends.mirror_commands import PORT_OTHER_CONFIG
 from vtap_agent.backends.ovs_group_commands import command
+from vtap_agent.backends.tap_ports import checked, row_type
 from vtap_agent.drivers.ofctl import Ofctl
 from vtap_agent.drivers.ovsdb import OvsdbConnection, Tables, first
 from vtap_agent.errors import Retry, TellUser, VtapError, Wait
@@ -42,6 +44,11 @@ from vtap_agent.plan.steps import Step
 
 LOOK_EVERY = 30.0
 """Seconds between looks at other people's flows of a bridge that ours are on."""
+
+
+READ_EVERY = 0.5
+"""Seconds between readings of our flows' counters, which vswitchd itself brings up to date about as often."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +112,8 @@ class OvsGroupBackend:
         self._on_loss = on_loss
         self._known: dict[str, _Bridge] = defaultdict(_Bridge)
         self._swept: set[str] = set()
-        self._uncopied: dict[str, int] = defaultdict(int)
+        self._uncopied: dict[int, tuple[str, int]] = {}
+        self._read_at = 0.0
         self._flood_problems: dict[str, str] = {}
         self._unflooded: dict[str, tuple[int | None, int]] = {}
         self._observed: tuple[int, Mapping[str, GroupBridge]] | None = None
@@ -125,13 +133,29 @@ class OvsGroupBackend:
         """None: vswitchd itself sees that flows have changed."""
         return 0
 
-    @property
-    def uncopied(self) -> Mapping[str, int]:
-        """Packets that the flows did not copy, as no tap of their pod wants them, by incarnation of each of its tap points.
+    def uncopied(self) -> Mapping[int, int]:
+        """Packets, by slot, that the flows did not copy since the slot's tap point is there, as no tap of its pod wants them.
 
-        Counted by the switch, where a super-packet is one packet; as of the last look, which the loop takes every few seconds.
+        Counted by the switch, for which a super-packet is one packet. Read now, but at most once in READ_EVERY seconds; where the
+        switch does not answer, as of the last time.
         """
-        return self._uncopied
+        now = time.monotonic()
+        if now - self._read_at >= READ_EVERY:
+            self._read_at = now
+            for name, known in self._known.items():
+                if known.flows.flows:
+                    try:
+                        self._count(known, self._present(name))
+                    except VtapError as reason:
+                        log.debug("flows of %s were not read: %s", name, reason)
+        return {slot: count for slot, (_, count) in self._uncopied.items()}
+
+    def _count(self, known: _Bridge, present: Present) -> None:
+        for slot, count in uncopied(known.flows.flows, known.packets, present.packets).items():
+            incarnation = known.incarnations.get(slot, "")
+            before, sum_ = self._uncopied.get(slot, ("", 0))
+            self._uncopied[slot] = (incarnation, count + (sum_ if before == incarnation else 0))
+        known.packets = present.packets
 
     def observe(self) -> Mapping[str, GroupBridge]:
         """Bridges by name, as the database tells them. Raises Wait where it is down."""
@@ -155,12 +179,13 @@ class OvsGroupBackend:
         """The steps from what is to `wanted`. Raises Wait where the database or vswitchd is down, unless nothing is wanted."""
         steps: list[GroupStep] = []
         bridges = self._observe_for(wanted)
-        self._uncopied = defaultdict(int, {one.incarnation: self._uncopied.get(one.incarnation, 0) for one in wanted.points})
+        self._forget_others(wanted)
         for name, bridge in sorted(bridges.items()):
             groups = groups_on(name, wanted.groups)
             if not groups and name in self._swept and not bridge.tap_ports and not self._known[name].flows.flows:
                 continue
-            ports = port_changes(bridge, groups, self._stamp)
+            taps = tuple(checked(port) for port in bridge.tap_ports)
+            ports = port_changes(replace(bridge, tap_ports=taps), groups, self._stamp)
             try:
                 differs = bool(ports) or bool(self._changes(bridge, groups, wanted))
             except VtapError:
@@ -180,6 +205,13 @@ class OvsGroupBackend:
             if isinstance(step, SetFlows):
                 self._set_flows(step)
         self._transact([step for step in ours if isinstance(step, DropCopyPort)])
+
+    def sweep(self) -> None:
+        """Remove all of ours, of this run or an earlier one. Raises Wait, Retry, TellUser where something may stay."""
+        for name, bridge in sorted(self.observe().items()):
+            ports = port_changes(bridge, {}, self._stamp)
+            if ports or self._ofctl.is_installed():  # Without the program no agent here has ever written a flow.
+                self.apply((*ports, SetFlows(name, {}, DataPlane())))
 
     def verify(self, wanted: DataPlane) -> tuple[Shortfall, ...]:
         """What still differs from `wanted`, and whom it concerns. Raises as `plan`."""
@@ -220,6 +252,12 @@ class OvsGroupBackend:
                     found[feed] = sentence
         return found
 
+    def _forget_others(self, wanted: DataPlane) -> None:
+        """Counts of slots that other tap points have now."""
+        for point in wanted.points:
+            if self._uncopied.get(point.slot, (point.incarnation, 0))[0] != point.incarnation:
+                del self._uncopied[point.slot]
+
     # --- flows -----------------------------------------------------------------------------------------------------------
 
     def _set_flows(self, step: SetFlows) -> None:
@@ -234,10 +272,7 @@ class OvsGroupBackend:
         """What to change in the flows, with their counters read on the way."""
         known = self._look(bridge.name) if groups else self._known[bridge.name]
         present = self._present(bridge.name)
-        for slot, count in uncopied(known.flows.flows, known.packets, present.packets).items():
-            if slot in known.incarnations:
-                self._uncopied[known.incarnations[slot]] += count
-        known.packets = present.packets
+        self._count(known, present)
         if not groups:
             known.target = None
         return bundle(known.aim(bridge, groups, wanted, self._stamp.node), present)
@@ -320,7 +355,13 @@ def _bridge(row: Any) -> GroupBridge:
         mtus={str(port.uuid): mtu for port in row.ports if (mtu := _largest(port, "mtu"))},
         tap_ports=tuple(
             ObservedPort(
-                str(port.uuid), port.name, stamp, _as_made(port), _largest(port, "mtu_request"), _largest(port, "ofport")
+                str(port.uuid),
+                port.name,
+                stamp,
+                _as_made(port),
+                _largest(port, "mtu_request"),
+                _largest(port, "ofport"),
+                row_type(port),
             )
             for port, stamp in stamped
             if stamp is not None and stamp.backend is Backend.OVS_GROUP

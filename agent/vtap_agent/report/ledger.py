@@ -54,6 +54,16 @@ def with_drop(counters: PointCounters, reason: str, packets: int) -> PointCounte
     return replace(counters, dropped={**counters.dropped, reason: counters.dropped.get(reason, 0) + packets})
 
 
+def with_uncopied(counters: NodeCounters, uncopied: Mapping[int, int]) -> NodeCounters:
+    """What a switch's own flows left out was seen and excluded, if not by `pick`. By slot; bytes are not told."""
+    points = {
+        slot: replace(point, seen=point.seen + uncopied[slot], excluded=point.excluded + uncopied[slot])
+        for slot, point in counters.points.items()
+        if slot in uncopied
+    }
+    return replace(counters, points={**counters.points, **points}) if points else counters
+
+
 def add(left: PointCounters, right: PointCounters) -> PointCounters:
     """Field by field; `next_sequence` means nothing in a sum and stays 0."""
     reasons = left.dropped.keys() | right.dropped.keys()

@@ -23,6 +23,7 @@ from vtap_agent.backends.ovs_mirror import OvsMirrorBackend
 from vtap_agent.cluster import STOPPED, ClusterMetrics, access_of, starting, waiting_for, writer_of
 from vtap_agent.drivers.bpffs import pin_root, remove_pin_root
 from vtap_agent.drivers.ovsdb import OvsdbConnection
+from vtap_agent.drivers.unixctl import PollThread
 from vtap_agent.errors import TellUser, VtapError
 from vtap_agent.events import Mailbox
 from vtap_agent.health import Health
@@ -35,6 +36,7 @@ from vtap_agent.plan.steps import ordered
 from vtap_agent.report.announcer import Announcer
 from vtap_agent.report.identity import ClientIdentity
 from vtap_agent.report.ledger import keys_to_json, ledger_to_json
+from vtap_agent.report.pmds import PollThreadMetrics
 from vtap_agent.report.server import Answer, Routes, Server, as_json
 from vtap_agent.report.status import rates_by_point, status_to_json
 from vtap_agent.report.tapnode import NodeView, TapNodeWriter
@@ -209,6 +211,7 @@ class Agent:
         backends = (mirrors, groups, EbpfBackend(pipeline.hooks))
         parts = Parts(taps, observer, backends, pipeline, announcer, accounts, mailbox, groups.uncopied)
         loop = self._loop = Loop(parts, first_key)
+        loop.metrics.add(PollThreadMetrics(lambda: _poll_threads(ovsdb)))
         yield loop, observer
         if settings.keep_on_exit:
             pipeline.renew_lease(KEPT)
@@ -304,6 +307,12 @@ def _metrics(loop: Loop, mailbox: Mailbox) -> Answer:
     except VtapError as reason:
         log.debug("metrics are those of the last tick: %s", reason)
     return Answer(loop.metrics.render(), CONTENT_TYPE_LATEST)
+
+
+def _poll_threads(ovsdb: OvsdbConnection) -> tuple[PollThread, ...]:
+    """Without asking vswitchd where none can be."""
+    polled = any(bridge.polled for bridge in ovsdb.snapshot().bridges)
+    return ovsdb.vswitchd.poll_threads() if polled else ()
 
 
 def _status(node: str, view: View) -> dict[str, Any]:

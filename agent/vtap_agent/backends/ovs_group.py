@@ -12,6 +12,7 @@ from typing import Any
 from vtap_agent.backends.mirror_commands import PORT_OTHER_CONFIG
 from vtap_agent.backends.ovs_group_commands import command
 from vtap_agent.backends.tap_ports import checked, row_type
+from vtap_agent.backends.tap_ports import checked, row_type
 from vtap_agent.drivers.ofctl import Ofctl
 from vtap_agent.drivers.ovsdb import OvsdbConnection, Tables, first
 from vtap_agent.errors import Retry, TellUser, VtapError, Wait

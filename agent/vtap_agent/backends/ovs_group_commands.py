@@ -9,6 +9,7 @@ from ovsdbapp.api import Command
 from ovsdbapp.backend.ovs_idl.command import BaseCommand
 
 from vtap_agent.backends.mirror_commands import PORT_OTHER_CONFIG
+from vtap_agent.backends.tap_ports import interface_type
 from vtap_agent.errors import Retry
 from vtap_agent.plan.groups import TRUNKS, AddCopyPort, DropCopyPort
 
@@ -49,6 +50,7 @@ class AddCopyPortCommand(_StepCommand):
         port.other_config = PORT_OTHER_CONFIG
         port.external_ids = self.step.stamp.external_ids()
         for interface in port.interfaces:
+            interface.type = interface_type(self.step.name)
             interface.mtu_request = [self.step.mtu] if self.step.mtu else []
             interface.external_ids = self.step.stamp.external_ids()
 

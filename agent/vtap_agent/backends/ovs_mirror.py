@@ -9,7 +9,7 @@ from typing import Any
 
 from vtap_agent.backends.flow_purge import FlowPurger
 from vtap_agent.backends.mirror_commands import PORT_OTHER_CONFIG, command
-from vtap_agent.backends.tap_ports import checked
+from vtap_agent.backends.tap_ports import checked, row_type
 from vtap_agent.drivers.ovsdb import OvsdbConnection, Tables, first
 from vtap_agent.drivers.unixctl import DatapathCounters
 from vtap_agent.errors import VtapError, Wait
@@ -302,7 +302,7 @@ def _bridge(row: Any) -> ObservedBridge:
                 _as_made(port),
                 _largest(port, "mtu_request"),
                 _largest(port, "ofport"),
-                _type(port),
+                row_type(port),
             )
             for port, stamp in stamped
             if stamp is not None
@@ -315,10 +315,6 @@ def _as_made(port: Any) -> bool:
     """Whether nobody has changed how copies leave the tap port: untouched tags, no BPDUs between them."""
     plain = not port.tag and not port.trunks and not port.vlan_mode
     return plain and PORT_OTHER_CONFIG.items() <= dict(port.other_config).items()
-
-
-def _type(port: Any) -> str:
-    return next((interface.type for interface in port.interfaces), "")
 
 
 def _largest(port: Any, column: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from vtap_agent.drivers import links
 from vtap_agent.plan.mirrors import ObservedPort
@@ -11,6 +12,11 @@ from vtap_agent.plan.mirrors import ObservedPort
 def interface_type(name: str) -> str:
     """What the Interface of a tap port has to say for `type`: "tap" where vswitchd is to write to the file of a tap device."""
     return "tap" if links.is_tap(name) else ""
+
+
+def row_type(port: Any) -> str:
+    """The type of a Port row's Interface."""
+    return next((interface.type for interface in port.interfaces), "")
 
 
 def checked(port: ObservedPort) -> ObservedPort:

@@ -31,6 +31,8 @@ from vtap_agent.inventory import Observer, give_back_neighbours
 from vtap_agent.inventory.observer import PodSource
 from vtap_agent.loop import Loop, Parts, TapSource, View
 from vtap_agent.pipeline import Pipeline
+from vtap_agent.pipeline.edges import Edges
+from vtap_agent.pipeline.recover import EdgePrograms
 from vtap_agent.plan.dataplane import DataPlane
 from vtap_agent.plan.steps import ordered
 from vtap_agent.report.announcer import Announcer
@@ -209,7 +211,9 @@ class Agent:
         observer.on_change(mailbox.changed)
         backends = (mirrors, groups, EbpfBackend(pipeline.hooks))
         backends = (mirrors, groups, EbpfBackend(pipeline.hooks))
-        parts = Parts(taps, observer, backends, pipeline, announcer, accounts, mailbox, groups.uncopied)
+        edges = Edges(root, mailbox.changed)
+        closing.callback(edges.close)
+        parts = Parts(taps, observer, backends, pipeline, announcer, accounts, mailbox, groups.uncopied, edges.look)
         loop = self._loop = Loop(parts, first_key)
         loop.metrics.add(PollThreadMetrics(lambda: _poll_threads(ovsdb)))
         yield loop, observer
@@ -219,6 +223,7 @@ class Agent:
         else:
             loop.remove_everything()
             closing.pop_all()
+            edges.destroy()
             pipeline.destroy()
             if settings.bpffs is not None:
                 remove_pin_root(root)
@@ -250,6 +255,7 @@ class Agent:
             root = settings.pins()
             pipeline = Pipeline.open(root, settings.node)
             may_have_mirrors = bool(pipeline.tap_ports()) or _has_switch(settings.ovsdb)
+            EdgePrograms(root).destroy()
             pipeline.destroy()
             if settings.bpffs is not None:
                 remove_pin_root(root)

@@ -29,6 +29,7 @@ from vtap_agent.plan.dataplane import Backend, DataPlane, Feed, NodeCounters
 from vtap_agent.plan.inventory_model import Inventory
 from vtap_agent.plan.mirror_health import EVIDENCE
 from vtap_agent.plan.moves import with_old_feeds
+from vtap_agent.plan.recover import without_edges
 from vtap_agent.plan.selection import Desired, Selection, remotes, select
 from vtap_agent.plan.shortfalls import Shortfall
 from vtap_agent.plan.slots import SlotTable
@@ -40,6 +41,7 @@ from vtap_agent.report.ledger import Row, with_uncopied
 from vtap_agent.report.metrics import AgentMetrics, Reading
 from vtap_agent.report.rates import Rate, Sample, rates
 from vtap_agent.report.status import Observations, TapStatus, tap_status
+from vtap_api import TapDestination
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +128,8 @@ class Parts:
     mailbox: Mailbox
     uncopied: Callable[[], Mapping[int, int]] = dict[int, int]
     """Packets, by slot, that a switch left out itself, because no tap of their pod wants them."""
+    with_edges: Callable[[tuple[TapDestination, ...], Inventory], Inventory] = without_edges
+    """Serves the monitors of this node and adds the ways of copies without a tunnel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,7 +294,8 @@ class Loop:
         snapshot = parts.taps.snapshot()
         self._source_problems = snapshot.problems
         desired = snapshot.desired
-        inventory = self._inventory = parts.observer.snapshot(remotes(desired))
+        seen = parts.observer.snapshot(remotes(desired))
+        inventory = self._inventory = parts.with_edges(desired.destinations, seen)
         self._inventory_problems = inventory.problems
         if not inventory.switch.reachable:
             self._converge_without_switch(desired, inventory)
@@ -399,8 +404,6 @@ class Loop:
 
         False where there was none to do.
         """
-        parts = self._parts
-        steps: list[Step] = [*self._pipeline_steps(wanted), *(step for one in parts.backends for step in one.plan(wanted))]
         between = with_old_feeds(self._applied, wanted)
         moved = between is not wanted and self._apply_plane(between)
         changed = self._apply_plane(wanted)
@@ -408,6 +411,8 @@ class Loop:
         return moved or changed
 
     def _apply_plane(self, wanted: DataPlane) -> bool:
+        parts = self._parts
+        steps: list[Step] = [*self._pipeline_steps(wanted), *(step for one in parts.backends for step in one.plan(wanted))]
         self._apply_steps(steps)
         for feed in parts.pipeline.tap_ports() - wanted.tap_ports:
             parts.pipeline.remove_tap_port(feed)

@@ -1,7 +1,7 @@
 """Asks the edges that this node sends to whether they are there, and tells when that changes.
 
-One small frame a second and edge. The answer comes from the edge's eBPF program, not from the monitor, and leaves by the monitor's
-port under the edge's MAC address: that is how switches learn the way of the copies.
+One small frame a second and edge. The answer comes from the edge's eBPF program, not from the monitor, and leaves by
+the monitor's port under the edge's MAC address: that is how switches learn the way of the copies.
 """
 
 from __future__ import annotations

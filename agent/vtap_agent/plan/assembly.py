@@ -40,6 +40,8 @@ STATES = {
     NextHopState.NO_ROUTE: DestinationState.NO_ROUTE,
     NextHopState.NO_NEIGHBOUR: DestinationState.NO_NEIGHBOUR,
     NextHopState.LOOP: DestinationState.NOT_READY,
+    NextHopState.ROUTED: DestinationState.NO_ROUTE,
+    NextHopState.NO_EDGE: DestinationState.NOT_READY,
 }
 NOT_MADE = {Backend.OVS_MIRROR: "NoMirror", Backend.OVS_GROUP: "NoGroup", Backend.EBPF: "NoHook"}
 """Reasons of refusals that a backend gives."""
@@ -234,7 +236,7 @@ def _unless_refused(item: _Placed, refused: Mapping[Feed, str]) -> _Placed:
 
 
 def _next_hop(destination: ResolvedDestination, inventory: Inventory) -> NextHop:
-    return inventory.next_hops.get(destination.remote, NextHop(destination.remote, NextHopState.NO_ROUTE))
+    return inventory.next_hops.get(destination.way, NextHop(destination.remote, NextHopState.NO_ROUTE))
 
 
 def _loops(hop: NextHop, tapped: frozenset[int]) -> bool:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from vtap_agent.plan.dataplane import Encapsulation
 from vtap_agent.plan.destinations import ResolvedDestination
 from vtap_agent.plan.inventory_model import Inventory, NextHop, NextHopState, PodInterface
+from vtap_api import TapDestination
 
 ID_OCTET, ALIAS_OCTET = 0x0A, 0x0E
 """First octets of locally administered unicast MAC addresses (IEEE 802-2014 §8.4)."""
@@ -106,6 +107,11 @@ def hop_of(destination: ResolvedDestination, hop: NextHop, edges: frozenset[str]
     to = destination.mac or alias_of(destination.remote).hex(":")
     state = NextHopState.REACHABLE if destination.mac or destination.remote in edges else NextHopState.NO_EDGE
     return replace(hop, state=state, source_mac=ids, gateway_mac=to)
+
+
+def without_edges(_destinations: Iterable[TapDestination], inventory: Inventory) -> Inventory:
+    """Where no edges are kept: rewritten copies have no way."""
+    return inventory
 
 
 def with_ways(

@@ -99,9 +99,31 @@ def delivery_verdict(
         what = "copies are dropped and counted as noNeighbour" if fed else "nothing is copied"
         sentence = f"the next hop to {remote} on {hop.ifname} does not answer: {what}; check that it is up"
         made = point_verdict(name, choice, PointState.WAITING, "NoNeighbour", sentence)
+    elif hop.state is NextHopState.ROUTED:
+        made = point_verdict(name, choice, PointState.WAITING, "Routed", routed(remote, hop))
+    elif hop.state is NextHopState.NO_EDGE:
+        made = point_verdict(name, choice, PointState.WAITING, "NoEdge", no_edge(remote, hop))
     else:
         made = point_verdict(name, choice, PointState.READY, "Programmed", copied_at(feed, port))
     return replace(made, feed=feed, port=port.uuid if port else "", fed=fed)
+
+
+def routed(remote: str, hop: NextHop) -> str:
+    """Why copies without a tunnel do not leave: a router would have to know the way back."""
+    return (
+        f"{remote} is behind the router {hop.gateway} on {hop.ifname}, and rewritten copies go no further than their layer-2 "
+        "domain: they are dropped and counted as noRoute; let the monitor have an address in a network that this node is in, "
+        "or name a destination of another kind"
+    )
+
+
+def no_edge(remote: str, hop: NextHop) -> str:
+    """Why copies without a tunnel do not leave: nobody would recover them."""
+    return (
+        f"nobody at the edge of the monitor {remote} answers on {hop.ifname}: copies are dropped and counted as notReady; run an "
+        "agent on the monitor's node, which must know the monitor's pod, or write spec.rewrite.macAddress of the destination and "
+        "recover copies yourself"
+    )
 
 
 def copied_at(feed: Feed, port: BridgePort | None) -> str:

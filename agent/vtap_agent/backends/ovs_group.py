@@ -11,8 +11,7 @@ from typing import Any
 
 from vtap_agent.backends.mirror_commands import PORT_OTHER_CONFIG
 from vtap_agent.backends.ovs_group_commands import command
-from vtap_agent.backends.tap_ports import checked, row_type
-from vtap_agent.backends.tap_ports import checked, row_type
+from vtap_agent.backends.tap_ports import checked
 from vtap_agent.drivers.ofctl import Ofctl
 from vtap_agent.drivers.ovsdb import OvsdbConnection, Tables, first
 from vtap_agent.errors import Retry, TellUser, VtapError, Wait
@@ -118,6 +117,7 @@ class OvsGroupBackend:
         self._flood_problems: dict[str, str] = {}
         self._unflooded: dict[str, tuple[int | None, int]] = {}
         self._observed: tuple[int, Mapping[str, GroupBridge]] | None = None
+        self._checked: Mapping[str, GroupBridge] = {}
 
     @property
     def backend(self) -> Backend:
@@ -161,7 +161,15 @@ class OvsGroupBackend:
     def observe(self) -> Mapping[str, GroupBridge]:
         """Bridges by name, as the database tells them. Raises Wait where it is down."""
         self._observed = self._connection.read_if_changed(_observed, self._observed)
-        return self._observed[1]
+        seen = {name: self._with_devices(bridge) for name, bridge in self._observed[1].items()}
+        if seen != self._checked:
+            self._checked = seen
+        return self._checked
+
+    def _with_devices(self, bridge: GroupBridge) -> GroupBridge:
+        if not bridge.tap_ports:
+            return bridge
+        return replace(bridge, tap_ports=tuple(checked(port) for port in bridge.tap_ports))
 
     def refusals(self, wanted: DataPlane) -> dict[Feed, str]:
         """The feeds that cannot be had, and what a person has to change."""
@@ -362,7 +370,7 @@ def _bridge(row: Any) -> GroupBridge:
                 _as_made(port),
                 _largest(port, "mtu_request"),
                 _largest(port, "ofport"),
-                row_type(port),
+                next((interface.type for interface in port.interfaces), ""),
             )
             for port, stamp in stamped
             if stamp is not None and stamp.backend is Backend.OVS_GROUP

@@ -210,7 +210,6 @@ class Agent:
         stack.callback(announcer.stop)
         observer.on_change(mailbox.changed)
         backends = (mirrors, groups, EbpfBackend(pipeline.hooks))
-        backends = (mirrors, groups, EbpfBackend(pipeline.hooks))
         edges = Edges(root, mailbox.changed)
         closing.callback(edges.close)
         parts = Parts(taps, observer, backends, pipeline, announcer, accounts, mailbox, groups.uncopied, edges.look)

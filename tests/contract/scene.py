@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from tests.contract import captured
+from tests.contract import captured, traffic
 from tests.contract.captured import Stored
 from tests.contract.columns import Column
 from tests.dataplane.site import PATIENCE, Site, Summary, expect_each_once
@@ -52,6 +52,7 @@ class Scene(Site):
 
     def end(self) -> None:
         """What a case made goes; what it ended is started again. Returns when no tap is left."""
+        traffic.end_all()
         for file in (*self.lab.taps.glob("tap-*.yaml"), *self.lab.taps.glob("extra-*.yaml")):
             file.unlink()
         if not self.agent.process.is_running:

@@ -104,6 +104,7 @@ class Talk:
         self._receiving = [self._listen(pod, group, self._received[str(pod)]) for pod in receivers]
         to = address or (receivers[0].ipv4 if family == 4 else receivers[0].ipv6)
         numbers = datagrams.paced(count, rate)
+        _running.append(self)
         self._sending = InPod(
             source.netns, lambda: datagrams.send(to, self.port, self.sender, numbers, size, self._sent.text, self._ending)
         )
@@ -132,6 +133,7 @@ class Talk:
     def finish(self) -> Exchange:
         """Once the count is sent, and all has arrived or nothing can be under way any more."""
         self._sending.join()
+        _running.remove(self)
         comes_true(lambda: all(log.lines() >= self._sent.lines() for log in self._received.values()), _ARRIVAL_TIMEOUT)
         self._heard.asked = True
         for thread in self._receiving:
@@ -140,8 +142,18 @@ class Talk:
         return Exchange(self.sender, self.port, self._sent.datagrams(), received)
 
     def stop(self) -> Exchange:
+        """End it, and then as `finish`."""
         self._ending.asked = True
         return self.finish()
+
+
+_running: list[Talk] = []
+
+
+def end_all() -> None:
+    """Traffic of a case that failed must not run into the next one."""
+    for one in list(_running):
+        one.stop()
 
 
 def talk(

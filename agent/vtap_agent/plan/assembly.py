@@ -26,6 +26,7 @@ from vtap_agent.plan.dataplane import (
     TapPoint,
 )
 from vtap_agent.plan.destinations import ResolvedDestination
+from vtap_agent.plan.groups_told import WhereItRuns
 from vtap_agent.plan.inventory_model import BridgePort, Inventory, NextHop, NextHopState
 from vtap_agent.plan.selection import Candidate, Selection
 from vtap_agent.plan.slots import SlotTable
@@ -100,7 +101,27 @@ def assemble(
         destinations={name: _destination(item, hops[name]) for name, item in selection.destinations.items() if name in used},
         peer_sets=selection.peer_sets,
     )
-    return Plan(dataplane, _announcements(selection, placed, hops), _told(selection, placed, refused))
+    told = _told(selection, _saying_where(placed, dataplane), refused)
+    return Plan(dataplane, _announcements(selection, placed, hops), told)
+
+
+def _saying_where(placed: Iterable[_Placed], dataplane: DataPlane) -> list[_Placed]:
+    """Where copies are made by a switch's flows, which part of the tap's work those do."""
+    where = WhereItRuns(dataplane.programs, dataplane.peer_sets)
+    shared = {
+        slot: len(set(member.programs)) - 1
+        for group in dataplane.groups.values()
+        for member in group.members
+        for slot in member.slots
+    }
+    said: list[_Placed] = []
+    for item in placed:
+        port, verdict, others = item.candidate.port, item.verdict, shared.get(item.point.slot)
+        if port is not None and others is not None and verdict.state is PointState.READY:
+            clause = where.tell(item.point.program, item.candidate.feed.direction, port, others)
+            verdict = replace(verdict, message="; ".join(filter(None, (verdict.message, clause))))
+        said.append(replace(item, verdict=verdict))
+    return said
 
 
 def _place(

@@ -194,7 +194,7 @@ class ErspanTarget(Model):
 
 
 class RewriteTarget(Model):
-    """A monitor in the nodes' own layer-2 domain, to which copies go without any header of ours: their destination MAC and
+    """A monitor in the nodes' own layer-2 domain, to which copies go without a header of ours: their destination MAC and
     IP addresses become the monitor's, their source MAC address an id for what they were, and its edge restores them."""
 
     address: Address

@@ -46,8 +46,10 @@ static __always_inline __u32 bucket_of(const struct meaning *m)
 		mixed = (mixed ^ words[i]) * 0x9e3779b97f4a7c15ULL;
 		mixed ^= mixed >> 32;
 	}
-	return mixed & (REWRITE_BUCKETS - 1);
+	return mixed * 0x9e3779b97f4a7c15ULL >> 55;
 }
+
+_Static_assert(REWRITE_BUCKETS == 1 << (64 - 55), "bucket_of takes the highest bits");
 
 /* The number of the id that stands for a meaning, REWRITE_BUCKETS * REWRITE_WAYS where all places are taken. `due` says whether the
  * meaning has to be told. An id gets another meaning only when no edge can remember the old one any more. */

@@ -200,9 +200,9 @@ class RewriteTarget(Model):
     address: Address
     """The monitor's IP address, which each copy's destination becomes. The pod that has it is served by the agent on its node."""
     mac_address: Annotated[str, MacAddress] | None = None
-    """The MAC address that each copy's destination becomes, of a monitor without an agent of ours on its node: then somebody else's
-    rule has to recover copies, else the monitor answers them. Default: a locally administered address, for which the agent on the
-    monitor's node answers."""
+    """The MAC address that each copy's destination becomes, of a monitor without an agent of ours on its node: then a rule of
+    somebody else's has to recover copies, else the monitor answers them. Default: a locally administered address, for which the
+    agent on the monitor's node answers."""
 
 
 class AllowedNamespaces(Model):

@@ -43,7 +43,7 @@ _COLUMNS = {
     ),
     "Controller": ("target",),
 }
-_VHOST_USER = frozenset({"dpdkvhostuser", "dpdkvhostuserclient"})
+_DPDK = frozenset({"dpdk", "dpdkvhostuser", "dpdkvhostuserclient"})
 _KERNEL_DEVICE = re.compile(r"net_af_(?:packet|xdp)[^,]*,(?:.*,)?iface=([^,]+)")
 """Of DPDK's drivers for devices of the kernel."""
 _QUIET = {"Open_vSwitch": {"cur_cfg", "next_cfg"}, "Mirror": {"statistics"}}
@@ -298,7 +298,7 @@ def _port(bridge: str, row: Any) -> BridgePort:
         external_ids=dict(row.external_ids),
         interface_ids={key: value for interface in row.interfaces for key, value in interface.external_ids.items()},
         device=next(filter(None, map(_device, row.interfaces)), ""),
-        is_socket=any(interface.type in _VHOST_USER for interface in row.interfaces),
+        deviceless=any(interface.type in _DPDK and not _device(interface) for interface in row.interfaces),
         mtu=max((first(interface.mtu, 0) for interface in row.interfaces), default=0),
     )
 

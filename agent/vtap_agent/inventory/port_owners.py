@@ -1,7 +1,7 @@
 """Which pod an OVS port belongs to, by what CNI plugins write into external_ids: for ports that no veth leads to (a representor
 of an SR-IOV function, an internal port, vhost-user). Pure.
 
-The pod's end of a vhost-user port cannot be looked at, and Open vSwitch does not know its MAC. So that has to stand in
+The pod's end of a vhost-user port or a ring cannot be looked at, and Open vSwitch does not know its MAC. So that has to stand in
 attached-mac of Port or Interface, where libvirt writes it too (Open vSwitch's integration guide), beside one of these:
 
 | plugin | table | external_ids |
@@ -10,7 +10,7 @@ attached-mac of Port or Interface, where libvirt writes it too (Open vSwitch's i
 | Antrea | Port | pod-name, pod-namespace, container-id, attached-mac, ip-address; antrea-type=container |
 | OVN-Kubernetes | Interface | iface-id=NAMESPACE_POD, iface-id-ver=UID, sandbox, attached_mac; k8s.ovn.org/network of others |
 | Kube-OVN | Interface | iface-id=POD.NAMESPACE, pod_name, pod_namespace, pod_netns, vendor=kube-ovn |
-| anybody, vhost-user | Interface | pod-name, pod-namespace, attached-mac |
+| anybody | Interface | pod-name, pod-namespace, attached-mac |
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ def _ovn_kubernetes(_port: Ids, interface: Ids) -> Owner | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Socket:
-    """A vhost-user port that says whose it is and which MAC the pod's end has. `interface` is never empty."""
+class Deviceless:
+    """A port without a device that says whose it is and which MAC the pod's end has. `interface` is never empty."""
 
     owner: Owner
     port: BridgePort
@@ -116,7 +116,7 @@ class Ports:
 
     by_name: Mapping[str, BridgePort]
     owned: tuple[tuple[Owner, BridgePort], ...]
-    sockets: tuple[Socket, ...] = ()
+    deviceless: tuple[Deviceless, ...] = ()
 
     def of(self, pod: PodRef, interface: str, mac: str, host_name: str) -> BridgePort | None:
         """The port of a pod's interface: its veth's other end, else one that says it is; None where no or several ports do."""
@@ -125,22 +125,22 @@ class Ports:
         claims = [port for owner, port in self.owned if owner.is_of(pod, interface, mac)]
         return claims[0] if len(claims) == 1 else None
 
-    def sockets_of(self, pod: PodRef) -> tuple[Socket, ...]:
-        """The vhost-user ports of a pod, by name."""
-        return tuple(one for one in self.sockets if one.owner.is_of(pod, one.interface, one.mac))
+    def deviceless_of(self, pod: PodRef) -> tuple[Deviceless, ...]:
+        """The ports of a pod that no interface of it shows, by name."""
+        return tuple(one for one in self.deviceless if one.owner.is_of(pod, one.interface, one.mac))
 
 
 def ports_of(switch: Switch) -> Ports:
     """All ports of a switch."""
     ports = [port for bridge in switch.bridges for port in bridge.ports]
     owned = tuple(_owned(ports))
-    sockets = tuple(filter(None, (_socket(owner, port) for owner, port in owned)))
-    return Ports({port.device or port.name: port for port in ports}, owned, sockets)
+    deviceless = tuple(filter(None, (_deviceless(owner, port) for owner, port in owned)))
+    return Ports({port.device or port.name: port for port in ports}, owned, deviceless)
 
 
-def _socket(owner: Owner, port: BridgePort) -> Socket | None:
+def _deviceless(owner: Owner, port: BridgePort) -> Deviceless | None:
     mac = owner.mac or _mac(port.interface_ids) or _mac(port.external_ids)
-    return Socket(owner, port, owner.interface or port.name, mac) if port.is_socket and mac else None
+    return Deviceless(owner, port, owner.interface or port.name, mac) if port.deviceless and mac else None
 
 
 def _owned(ports: Iterable[BridgePort]) -> Iterable[tuple[Owner, BridgePort]]:

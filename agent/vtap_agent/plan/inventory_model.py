@@ -43,8 +43,8 @@ class BridgePort:
     """external_ids of its Interface rows."""
     device: str = ""
     """The kernel's device that its packets come from where it is called otherwise than the port: of one that DPDK polls."""
-    is_socket: bool = False
-    """A vhost-user port: the pod's end is a socket, not an interface."""
+    deviceless: bool = False
+    """A port of DPDK's with no kernel's device behind it: the pod's end is a socket or a ring, not an interface."""
     mtu: int = 0
     """In bytes; 0 where it is not known."""
 

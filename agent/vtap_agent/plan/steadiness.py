@@ -13,8 +13,8 @@ def with_switch(inventory: Inventory, before: Inventory) -> Inventory:
     ports = {port.device or port.name: port for bridge in before.switch.bridges for port in bridge.ports}
     interfaces = tuple(replace(item, port=ports.get(item.host_name or _port_name(item))) for item in inventory.interfaces)
     here, taken = {pod.ref for pod in inventory.pods}, {item.port.uuid for item in interfaces if item.port is not None}
-    sockets = (item for item in before.interfaces if item.port is not None and item.port.is_socket)
-    missed = (item for item in sockets if item.pod in here and item.port is not None and item.port.uuid not in taken)
+    deviceless = (item for item in before.interfaces if item.port is not None and item.port.deviceless)
+    missed = (item for item in deviceless if item.pod in here and item.port is not None and item.port.uuid not in taken)
     switch = replace(before.switch, reachable=inventory.switch.reachable)
     return replace(inventory, interfaces=(*interfaces, *missed), switch=switch)
 

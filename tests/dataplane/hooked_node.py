@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
+import time
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.unit.pipeline.node import (
+    DEADLINE,
     ETH_P_ALL,
     PACKET_IGNORE_OUTGOING,
     PACKET_VNET_HDR,
@@ -16,7 +19,6 @@ from tests.unit.pipeline.node import (
     POD_MAC,
     SO_RCVBUFFORCE,
     SOL_PACKET,
-    Capture,
     Inside,
     Node,
     ip,
@@ -24,6 +26,10 @@ from tests.unit.pipeline.node import (
     point,
 )
 from vtap_agent.backends.ebpf import EbpfBackend
+from vtap_agent.drivers import libbpf
+from vtap_agent.pipeline import Pipeline
+from vtap_agent.pipeline.compiler import compile_object
+from vtap_agent.pipeline.kernel import word
 from vtap_agent.plan.dataplane import (
     ANY_VLAN,
     Action,
@@ -41,6 +47,12 @@ POD, PEER = "pod0", "pod1"
 """The node's ends. `POD` is the one that is tapped."""
 MACS = {POD: POD_MAC, PEER: PEER_MAC}
 BRIDGE = "bridge0"
+PACKET_AUXDATA = 8
+TP_STATUS_VLAN_VALID = 1 << 4
+AUXDATA = struct.Struct("=IIIHHHH")
+VIRTIO_BYTES = 10
+TC_ACT_UNSPEC, TC_ACT_OK, TC_ACT_SHOT = -1, 0, 2
+WORD = (1 << 64) - 1
 
 
 class HookedNode(Node):
@@ -86,6 +98,11 @@ class HookedNode(Node):
 
     def reopen(self) -> None:
         super().reopen()
+        self.backend = EbpfBackend(self.pipeline.hooks)
+
+    def reopen_closed(self) -> None:
+        """As after an agent that was killed."""
+        self.pipeline = Pipeline.open(self.root, "test-node")
         self.backend = EbpfBackend(self.pipeline.hooks)
 
     def feed(self, direction: Direction, name: str = POD) -> Feed:
@@ -153,14 +170,88 @@ class HookedNode(Node):
         self._sockets.append(handle)
         return handle
 
-    def receiver(self, name: str = PEER, offload: bool = False) -> Capture:
+    def receiver(self, name: str = PEER, offload: bool = False) -> WholeFrames:
         """What arrives at a pod from now on; with `offload` a virtio_net_hdr precedes each frame."""
         with Inside(self.pods[name]):
             handle = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
             handle.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 << 20)
             handle.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
+            handle.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)
             if offload:
                 handle.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
             handle.bind(("eth0", ETH_P_ALL))
         self._sockets.append(handle)
-        return Capture(handle)
+        return WholeFrames(handle, VIRTIO_BYTES if offload else 0)
+
+
+@dataclass(frozen=True)
+class WholeFrames:
+    """Frames that arrived at a device, in order, with the tag that the kernel keeps beside them back in its place."""
+
+    handle: socket.socket
+    before: int
+    """Bytes in front of each frame."""
+
+    def frames(self, count: int, deadline: float = DEADLINE) -> list[bytes]:
+        """Waits until `count` have come; more than that are returned too if they are there already."""
+        found: list[bytes] = []
+        end = time.monotonic() + deadline
+        while time.monotonic() < end and len(found) < count:
+            self.handle.settimeout(max(0.001, end - time.monotonic()))
+            try:
+                found.append(self._one())
+            except TimeoutError:
+                break
+        self.handle.setblocking(False)
+        while True:
+            try:
+                found.append(self._one())
+            except BlockingIOError:
+                return found
+
+    def _one(self) -> bytes:
+        data, beside, _flags, _address = self.handle.recvmsg(1 << 17, 256)
+        ((_level, _kind, raw),) = beside
+        status, _length, _kept, _mac, _net, tci, tpid = AUXDATA.unpack_from(raw)
+        at = self.before + 12
+        return data[:at] + struct.pack(">HH", tpid, tci) + data[at:] if status & TP_STATUS_VLAN_VALID else data
+
+
+class Beside:
+    """Somebody else's program, from beside.bpf.c. `verdict` is what it returns; attach it as often as wanted."""
+
+    def __init__(self, directory: Path, verdict: int = TC_ACT_UNSPEC) -> None:
+        compiled = directory / "beside.o"
+        if not compiled.exists():
+            compile_object(Path(__file__).with_name("beside.bpf.c"), compiled)
+        loaded = libbpf.Object(compiled)
+        loaded.load()
+        self.map = libbpf.Map(loaded.map_fd("beside"))
+        self.program, self.marking = loaded.program_fd("watch_beside"), loaded.program_fd("mark_it")
+        loaded.close()
+        self.map.update(word(6), (verdict & WORD).to_bytes(8, "little"))
+        self._links: list[int] = []
+
+    def note(self, index: int) -> int:
+        """count, mark, queue, vlan, length, segments, verdict, hash."""
+        return int.from_bytes(self.map.lookup(word(index)) or b"", "little")
+
+    @property
+    def count(self) -> int:
+        return self.note(0)
+
+    def at_tcx(self, ifindex: int, *, egress: bool, first: bool = False, marking: bool = False) -> None:
+        """First or last of those that are there now."""
+        program = self.marking if marking else self.program
+        self._links.append(libbpf.attach_tcx(program, ifindex, egress=egress, first=first))
+
+    def at_clsact(self, ifindex: int, *, egress: bool, priority: int = 1, handle: int = 1) -> None:
+        """As a network plugin does that knows nothing of tcx."""
+        libbpf.attach_clsact(self.program, ifindex, priority, handle, egress=egress)
+
+    def close(self) -> None:
+        for link in self._links:
+            os.close(link)
+        self.map.close()
+        os.close(self.program)
+        os.close(self.marking)

@@ -27,6 +27,15 @@ struct {
 	__type(value, struct recover_counters);
 } counts SEC(".maps");
 
+#define NO_DEVICE 0x7fffffff
+
+/* The end of a packet without its sender hearing of it. TC_ACT_SHOT would become ENOBUFS at a packet socket, on which Open vSwitch
+ * gives up the rest of what it was sending; tcx knows no TC_ACT_STOLEN. */
+static __always_inline int swallow(void)
+{
+	return bpf_redirect(NO_DEVICE, 0);
+}
+
 static __always_inline int same_mac(const __u8 *a, const __u8 *b)
 {
 	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3] && a[4] == b[4] && a[5] == b[5];
@@ -48,7 +57,7 @@ static __always_inline int answer(struct __sk_buff *skb, struct rewrite_message 
 	__builtin_memcpy(m->to, asked, 6);
 	m->kind = REWRITE_ANSWER;
 	if (bpf_skb_store_bytes(skb, 0, m, sizeof(*m), 0))
-		return TC_ACT_SHOT;
+		return swallow();
 	return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
 }
 
@@ -61,13 +70,13 @@ static __always_inline int talk(struct __sk_buff *skb, struct recover_counters *
 	if (bpf_skb_load_bytes(skb, 0, &m, sizeof(m)) || m.magic_high != bpf_htons(REWRITE_MAGIC >> 16) ||
 	    m.magic_low != bpf_htons(REWRITE_MAGIC & 0xffff) || m.version != REWRITE_VERSION) {
 		c->refused++;
-		return TC_ACT_SHOT;
+		return swallow();
 	}
 	if (m.kind == REWRITE_PROBE)
 		return answer(skb, &m, c);
 	if (m.kind != REWRITE_MEANING || !is_id(m.from)) {
 		c->refused++;
-		return TC_ACT_SHOT;
+		return swallow();
 	}
 	__builtin_memcpy(key.mac, m.from, 6);
 	heard.at = bpf_ktime_get_ns();
@@ -77,7 +86,7 @@ static __always_inline int talk(struct __sk_buff *skb, struct recover_counters *
 	__builtin_memcpy(heard.meaning.address, m.address, 16);
 	bpf_map_update_elem(&meanings, &key, &heard, BPF_ANY);
 	c->told++;
-	return TC_ACT_SHOT;
+	return swallow();
 }
 
 static __always_inline int give_back(struct __sk_buff *skb, struct heard *heard, __u32 flags)
@@ -105,12 +114,12 @@ static __always_inline int recover_copy(struct __sk_buff *skb, struct monitor *m
 	heard = is_id(head + 6) ? bpf_map_lookup_elem(&meanings, &key) : 0;
 	if (!heard || bpf_ktime_get_ns() - heard->at > REWRITE_FORGET * REWRITE_SECOND) {
 		c->unknown++;
-		return TC_ACT_SHOT;
+		return swallow();
 	}
 	if (type != bpf_htons(heard->family == 6 ? 0x86dd : 0x0800) || heard->meaning.destination[0] & 1 ||
 	    same_mac(heard->meaning.destination, monitor->mac) || give_back(skb, heard, head[6] & ~REWRITE_ID_MASK)) {
 		c->refused++;
-		return TC_ACT_SHOT;
+		return swallow();
 	}
 	c->recovered++;
 	return TC_ACT_UNSPEC;
@@ -128,7 +137,7 @@ int recover(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	c = bpf_map_lookup_elem(&counts, &ifindex);
 	if (!c)
-		return TC_ACT_SHOT;
+		return swallow();
 	return *(__be16 *)(head + 12) == bpf_htons(REWRITE_ETHERTYPE) ? talk(skb, c) : recover_copy(skb, monitor, c, head);
 }
 

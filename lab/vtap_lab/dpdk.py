@@ -107,11 +107,21 @@ class DpdkSwitch(Switch):
 
 
 class DpdkLab(Lab):
-    """A lab whose node runs DPDK. A pod of `add_pod` is a veth that DPDK polls, one of `add_application` a vhost-user socket."""
+    """A lab whose node runs DPDK.
 
-    def __init__(self, options: LabOptions | None = None) -> None:
+    A pod of `add_pod` is a veth that DPDK polls, one of `add_application` a vhost-user socket, one of `add_generator` a device of
+    DPDK's. `cores` and `idle_sleep` are as `DpdkSwitch` has them.
+    """
+
+    def __init__(self, options: LabOptions | None = None, *, cores: Sequence[int] = (0,), idle_sleep: bool = True) -> None:
         super().__init__(options or LabOptions())
+        self._cores, self._idle_sleep = cores, idle_sleep
         self.applications: DpdkSwitch | None = None
+
+    @property
+    def dpdk(self) -> DpdkSwitch:
+        """The node's switch."""
+        return self._dpdk
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self.applications is not None:
@@ -119,12 +129,13 @@ class DpdkLab(Lab):
         super().__exit__(kind, error, trace)
 
     def _make_switch(self, directory: Path) -> DpdkSwitch:
-        self._dpdk = DpdkSwitch(directory, self.node, userspace_tso=self.options.userspace_tso)
+        tso = self.options.userspace_tso
+        self._dpdk = DpdkSwitch(directory, self.node, tso, cores=self._cores, idle_sleep=self._idle_sleep)
         return self._dpdk
 
     def port_of(self, pod: Pod) -> str:
         """Ports of DPDK are called as their maker likes."""
-        return f"vhu-{pod.host_name}" if pod.sandbox else f"dpdk-{pod.host_name}"
+        return f"app-{pod.host_name}" if pod.sandbox else f"dpdk-{pod.host_name}"
 
     def _attach(self, pod: Pod, port_settings: Sequence[str]) -> None:
         name = self.port_of(pod)
@@ -151,9 +162,7 @@ class DpdkLab(Lab):
         apps = self._applications()
         self._plug(pod, self.options.mtu, f"{apps.namespace}")
         port, socket, device = self.port_of(pod), self.directory / f"{pod.host_name}.sock", pod.host_name
-        owner = {"attached-mac": pod.mac, "pod-name": pod.name, "pod-namespace": pod.namespace}
-        ids = [f'external_ids:{key}="{value}"' for key, value in owner.items()]
-        self._dpdk.add_vhost_user(BRIDGE, port, socket, *ids)
+        self._dpdk.add_vhost_user(BRIDGE, port, socket, *_ids(pod))
         self._set_port(port, pod, port_settings)
         virtio, packets = f"virtio-{device}", f"dpdk-{device}"
         apps.add_device(APPLICATIONS_BRIDGE, virtio, f"virtio_user_{device},path={socket},server=1,queues=1")
@@ -161,6 +170,14 @@ class DpdkLab(Lab):
         for one, other in ((virtio, packets), (packets, virtio)):
             apps.ofctl("add-flow", APPLICATIONS_BRIDGE, f"in_port={one},actions=output:{other}")
         wait_for(lambda: self._is_connected(port), _CONNECT_TIMEOUT, f"port {port} is connected")
+        self._register(pod)
+        return pod
+
+    def add_generator(self, name: str, driver: str, settings: str, mac: str, *, namespace: str, labels: Mapping[str, str]) -> Pod:
+        """A pod whose port is a virtual device of DPDK's that makes packets, such as ("net_null", "size=64"), from `mac`."""
+        pod = replace(self._new_pod(name, namespace, labels, 0), mac=mac)
+        pod = replace(pod, sandbox=pod.netns)
+        self._dpdk.add_device(BRIDGE, self.port_of(pod), f"{driver}_{pod.host_name},{settings}", *_ids(pod))
         self._register(pod)
         return pod
 
@@ -183,6 +200,12 @@ class DpdkLab(Lab):
             self.applications.add_bridge(APPLICATIONS_BRIDGE)
             self.applications.ofctl("del-flows", APPLICATIONS_BRIDGE)
         return self.applications
+
+
+def _ids(pod: Pod) -> list[str]:
+    """What tells whose port it is, as columns of Interface."""
+    owner = {"attached-mac": pod.mac, "pod-name": pod.name, "pod-namespace": pod.namespace}
+    return [f'external_ids:{key}="{value}"' for key, value in owner.items()]
 
 
 def _af_packet(device: str) -> str:

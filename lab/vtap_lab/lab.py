@@ -327,7 +327,7 @@ class Lab:
 
     def forget_pod(self, pod: Pod) -> None:
         """Its namespaces and the veth go, the row of the port stays behind in the database."""
-        for namespace in filter(None, (pod.netns, pod.sandbox)):
+        for namespace in filter(None, {pod.netns, pod.sandbox}):
             self.delete_namespace(namespace)
         del self.pods[str(pod)]
         self._write_pods()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 from dataclasses import dataclass
 
 from vtap_agent.drivers import libbpf, links
@@ -11,6 +12,8 @@ from vtap_agent.drivers.links import STAMP, LinkState
 from vtap_agent.pipeline.steps import TapPortDevices
 from vtap_agent.plan.dataplane import Backend, Direction, Feed
 from vtap_agent.plan.mirrors import tap_port_name
+
+log = logging.getLogger(__name__)
 
 QUEUES_PER_CPU = 64
 CUT_QUEUES_PER_CPU = 4
@@ -86,6 +89,8 @@ def ensure_tap_port(node: str, key: Feed, *, polled: bool = False) -> TapPortDev
         links.create_tap(names.switch)
         links.silence(names.switch, alias, links.LARGEST_TAP_MTU)
         return TapPortDevices(names.switch, names.switch)
+    if polled:
+        log.warning("bridge %s gets a veth for tap port, which costs DPDK twice: %s can't be opened", key.place, links.TUN)
     links.create_veth(names.switch, names.ours)
     links.silence(names.switch, alias)
     # Receive queues of its own: with this feature the kernel takes what a packet socket sends through NAPI too.

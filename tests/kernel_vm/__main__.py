@@ -1,4 +1,4 @@
-"""`python -m tests.kernel_vm COMMAND…`: run it under the distribution's kernel, end with its status; see docs/test-kernel.md."""
+"""`python -m tests.kernel_vm COMMAND…`: run it under the distribution's kernel, end with its status; see docs/contract.md."""
 
 from __future__ import annotations
 

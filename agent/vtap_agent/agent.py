@@ -36,6 +36,7 @@ from vtap_agent.pipeline.recover import EdgePrograms
 from vtap_agent.plan.dataplane import DataPlane
 from vtap_agent.plan.steps import ordered
 from vtap_agent.report.announcer import Announcer
+from vtap_agent.report.edges import EdgeMetrics
 from vtap_agent.report.identity import ClientIdentity
 from vtap_agent.report.ledger import keys_to_json, ledger_to_json
 from vtap_agent.report.pmds import PollThreadMetrics
@@ -215,6 +216,7 @@ class Agent:
         parts = Parts(taps, observer, backends, pipeline, announcer, accounts, mailbox, groups.uncopied, edges.look)
         loop = self._loop = Loop(parts, first_key)
         loop.metrics.add(PollThreadMetrics(lambda: _poll_threads(ovsdb)))
+        loop.metrics.add(EdgeMetrics(lambda: edges.counted))
         yield loop, observer
         if settings.keep_on_exit:
             pipeline.renew_lease(KEPT)

@@ -11,6 +11,7 @@
  * highest bits; three octets that stand for the node; two that stand for the meaning. */
 #define REWRITE_ID 0x0a
 #define REWRITE_ID_MASK 0x3f
+#define REWRITE_ALIAS 0x0e76 /* how an edge's address begins, network order */
 #define REWRITE_ALL_ONES_IP 0x80 /* the IPv4 header's checksum was 0xffff */
 #define REWRITE_ALL_ONES_TRANSPORT 0x40 /* so was the transport header's */
 

@@ -134,6 +134,10 @@ static __always_inline int read_meaning(struct __sk_buff *skb, const struct dest
 		return -1;
 	if (bpf_skb_load_bytes(skb, 0, m, 12) || m->destination[0] & 1 || m->source[0] & 1)
 		return -1;
+	/* A copy that lost its way: flooded to a tapped pod, because no switch knows its edge any more. */
+	if (m->destination[0] == REWRITE_ALIAS >> 8 && m->destination[1] == (REWRITE_ALIAS & 0xff) &&
+	    (m->source[0] & REWRITE_ID_MASK) == REWRITE_ID)
+		return -1;
 	m->to = number;
 	if (v6) {
 		__builtin_memcpy(work->monitor, address, 16);

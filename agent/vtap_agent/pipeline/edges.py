@@ -20,6 +20,8 @@ class Edges:
     def __init__(self, root: Path, changed: Callable[[], None]) -> None:
         self._programs = EdgePrograms(root)
         self._prober = EdgeProber(changed)
+        self.counted: Mapping[str, EdgeCounters] = {}
+        """What this node's edges had met when last looked, by monitor; replaced whole."""
 
     def look(self, destinations: Iterable[TapDestination], inventory: Inventory) -> Inventory:
         """Serve the monitors among this node's pods; the inventory with the ways of copies without a tunnel."""
@@ -31,11 +33,9 @@ class Edges:
         except (VtapError, OSError) as error:
             problems += (f"copies can't be recovered on their way to this node's monitors: {error}",)
         answering = self._prober.watch(recover.targets(resolved, inventory.next_hops))
+        problems += (self._prober.problem,) if self._prober.problem else ()
+        self.counted = self._programs.counters()
         return recover.with_ways(inventory, resolved, answering, problems)
-
-    def counters(self) -> Mapping[str, EdgeCounters]:
-        """What this node's edges have met, by monitor."""
-        return self._programs.counters()
 
     def close(self) -> None:
         """Edges work on without us."""

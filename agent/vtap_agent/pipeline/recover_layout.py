@@ -6,6 +6,7 @@ from ctypes import BigEndianStructure, Structure, c_uint8, c_uint16, c_uint32, c
 
 RECOVER_LAYOUT_VERSION = 1
 REWRITE_ID = 0x0A
+REWRITE_ALIAS = 0x0E76
 REWRITE_BUCKETS = 512
 REWRITE_WAYS = 8
 REWRITE_ETHERTYPE = 0x88B5

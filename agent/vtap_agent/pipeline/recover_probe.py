@@ -26,6 +26,10 @@ SILENT_AFTER = 3.5
 """Seconds without an answer after which an edge counts as gone: three probes may get lost."""
 FIRST_ANSWER = 0.3
 """Seconds that a new target is waited for, so that an agent which starts anew interrupts nothing."""
+UNPRIVILEGED = (
+    "the edges of monitors can't be asked for without CAP_NET_RAW, so that no copy is rewritten: add NET_RAW to "
+    "securityContext.capabilities of the agent"
+)
 _GONE = frozenset({errno.ENODEV, errno.ENXIO, errno.ENETDOWN})
 
 
@@ -41,6 +45,8 @@ class EdgeProber:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._stopping = False
         self._thread: threading.Thread | None = None
+        self.problem = ""
+        """A sentence that says why nobody can be asked, empty where that can be done."""
 
     def watch(self, targets: frozenset[EdgeTarget]) -> frozenset[str]:
         """Ask these from now on; the monitors among them whose edges answer. A new target may take `FIRST_ANSWER` seconds."""
@@ -101,6 +107,9 @@ class EdgeProber:
         for target in targets:
             try:
                 self._socket(target.ifindex).send(message(REWRITE_PROBE, target.alias, target.source_mac))
+                self.problem = ""
+            except PermissionError:
+                self.problem = UNPRIVILEGED
             except OSError as error:
                 log.debug("probing the edge of %s: %s", target.address, error)
                 if error.errno in _GONE and target.ifindex in self._sockets:

@@ -16,8 +16,9 @@ from vtap_agent.plan.destinations import ResolvedDestination
 from vtap_agent.plan.inventory_model import Inventory, NextHop, NextHopState, PodInterface
 from vtap_api import TapDestination
 
-ID_OCTET, ALIAS_OCTET = 0x0A, 0x0E
-"""First octets of locally administered unicast MAC addresses (IEEE 802-2014 §8.4)."""
+ID_OCTET = 0x0A
+ALIAS_OCTETS = b"\x0e\x76"
+"""How ids and aliases begin: as locally administered unicast MAC addresses do (IEEE 802-2014 §8.4)."""
 NODE_OCTETS = 3
 
 
@@ -43,9 +44,9 @@ class EdgeTarget:
 
 
 def alias_of(address: str) -> bytes:
-    """The MAC address that stands for a monitor's edge: of 40 bits of its address's digest."""
+    """The MAC address that stands for a monitor's edge: of 32 bits of its address's digest."""
     packed = ipaddress.ip_address(address).packed
-    return bytes([ALIAS_OCTET]) + hashlib.sha256(b"edge" + packed).digest()[:5]
+    return ALIAS_OCTETS + hashlib.sha256(b"edge" + packed).digest()[:4]
 
 
 def ids_of(uplink_mac: bytes) -> bytes:

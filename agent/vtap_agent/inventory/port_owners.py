@@ -23,6 +23,8 @@ from vtap_agent.plan.inventory_model import BridgePort, PodRef, Switch
 Ids = Mapping[str, str]
 DEFAULT_INTERFACE = "eth0"
 """What a pod's first network is attached to."""
+LONGEST_NAME = 15
+"""Characters of an interface's name (IFNAMSIZ - 1). A port may have more: userspace-CNI writes CONTAINER-INTERFACE."""
 _OVN_NETWORK = "k8s.ovn.org/network"
 
 
@@ -140,7 +142,7 @@ def ports_of(switch: Switch) -> Ports:
 
 def _deviceless(owner: Owner, port: BridgePort) -> Deviceless | None:
     mac = owner.mac or _mac(port.interface_ids) or _mac(port.external_ids)
-    return Deviceless(owner, port, owner.interface or port.name, mac) if port.deviceless and mac else None
+    return Deviceless(owner, port, owner.interface or port.name[-LONGEST_NAME:], mac) if port.deviceless and mac else None
 
 
 def _owned(ports: Iterable[BridgePort]) -> Iterable[tuple[Owner, BridgePort]]:

@@ -83,6 +83,12 @@ def test_a_vhost_user_port_is_an_interface_that_no_namespace_shows() -> None:
     assert found == (PodInterface(REF, "vhu-web", "02:aa:00:00:00:07", (), 9000, "", 0, VHOST_USER),)
 
 
+def test_a_port_s_long_name_ends_as_the_interface_is_called() -> None:
+    long = replace(VHOST_USER, name="6f1ab2c3d4e5-net1")
+    (found,) = pod_interfaces(REF, view(POD), view(NODE), on_bridge(long))
+    assert found.name == "1ab2c3d4e5-net1" and found.port == long
+
+
 def test_ovs_cni_s_vhost_user_port_needs_a_mac_and_has_the_interface_s_name() -> None:
     cni = {"contPodUid": REF.uid, "contIface": "net1"}
     mute = replace(VHOST_USER, external_ids=cni, interface_ids={})

@@ -7,6 +7,7 @@ PYTEST_ARGS ?=
 KERNEL_TESTS := tests/contract -k "kernel or bridge"
 FUZZ_SECONDS ?= 20
 KEEP ?=
+BACKEND ?=
 CLUSTER ?=
 NETWORK ?=
 
@@ -21,9 +22,9 @@ setup: ## Install everything that the other targets need; they do it themselves 
 	@scripts/setup all
 
 .PHONY: demo
-demo: ## See it work: a tap on real Open vSwitch, in network namespaces of its own (KEEP=1 leaves it running)
+demo: ## See it work: a tap on real Open vSwitch, in network namespaces of its own (KEEP=1 leaves it running; BACKEND=EBPF or another)
 	@scripts/setup demo
-	@exec $(PYTHON) -m vtap_lab.demo $(if $(filter-out 0 no,$(KEEP)),--keep)
+	@exec $(PYTHON) -m vtap_lab.demo $(if $(filter-out 0 no,$(KEEP)),--keep) $(if $(BACKEND),--backend=$(BACKEND))
 
 .PHONY: test
 test: ## Run the tests, at most 10 minutes (PYTEST_ARGS="-k lab" runs some of them)

@@ -33,6 +33,7 @@ from vtap_agent.loop import Loop, Parts, TapSource, View
 from vtap_agent.pipeline import Pipeline
 from vtap_agent.pipeline.edges import Edges
 from vtap_agent.pipeline.recover import EdgePrograms
+from vtap_agent.pipeline.rewrites import rewrite_ids
 from vtap_agent.plan.dataplane import DataPlane
 from vtap_agent.plan.steps import ordered
 from vtap_agent.report.announcer import Announcer
@@ -186,7 +187,7 @@ class Agent:
         if loop is None:
             return NodeView(trouble=waiting_for(source))
         view = loop.view
-        return NodeView(view.statuses, view.rows, view.inventory)
+        return NodeView(view.statuses, view.rows, view.inventory, switch_expected=_has_switch(self._settings.ovsdb))
 
     @contextmanager
     def _loop_on(
@@ -213,7 +214,18 @@ class Agent:
         backends = (mirrors, groups, EbpfBackend(pipeline.hooks))
         edges = Edges(root, mailbox.changed)
         closing.callback(edges.close)
-        parts = Parts(taps, observer, backends, pipeline, announcer, accounts, mailbox, groups.uncopied, edges.look)
+        parts = Parts(
+            taps,
+            observer,
+            backends,
+            pipeline,
+            announcer,
+            accounts,
+            mailbox,
+            groups.uncopied,
+            edges.look,
+            lambda: _has_switch(settings.ovsdb),
+        )
         loop = self._loop = Loop(parts, first_key)
         loop.metrics.add(PollThreadMetrics(lambda: _poll_threads(ovsdb)))
         loop.metrics.add(EdgeMetrics(lambda: edges.counted))
@@ -287,6 +299,7 @@ class Agent:
             "/v1/ledger": lambda: as_json(ledger_to_json(node, *mailbox.call(self._running().ledger))),
             "/v1/status": lambda: as_json(_status(node, self._running().view)),
             "/v1/keys": lambda: as_json(keys_to_json(node, self._running().view.rows)),
+            "/v1/rewrites": lambda: as_json({"node": node, "ids": [one.to_json() for one in rewrite_ids(self._settings.pins())]}),
         }
 
 

@@ -16,7 +16,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NoReturn, Protocol
+from typing import Protocol
 
 from vtap_agent.accounts import SETTLE, Accounts
 from vtap_agent.errors import VtapError, Wait
@@ -130,6 +130,8 @@ class Parts:
     """Packets, by slot, that a switch left out itself, because no tap of their pod wants them."""
     with_edges: Callable[[tuple[TapDestination, ...], Inventory], Inventory] = without_edges
     """Serves the monitors of this node and adds the ways of copies without a tunnel."""
+    switch_expected: Callable[[], bool] = lambda: True
+    """Whether there is an Open vSwitch on this node that should answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,26 +299,36 @@ class Loop:
         seen = parts.observer.snapshot(remotes(desired))
         inventory = self._inventory = parts.with_edges(desired.destinations, seen)
         self._inventory_problems = inventory.problems
-        if not inventory.switch.reachable:
+        if not inventory.switch.reachable and self._misses_switch():
             self._converge_without_switch(desired, inventory)
+            return
         inventory = self._last_seen = self._steadied(inventory)
         plan = self._plan(desired, inventory)
         self._begin(plan)
         wanted, portless = self._with_tap_ports(plan.dataplane)
         changed = self._apply(wanted)
         parts.accounts.unfed()
-        self._unverified = (*portless, *self._verify(wanted, changed=changed))
+        self._unverified = (*portless, *self._verify(wanted, parts.backends, changed=changed))
 
-    def _converge_without_switch(self, desired: Desired, inventory: Inventory) -> NoReturn:
-        """Copies of taps that are gone end at once all the same, and edits reach the copies that there are. Raises Wait."""
+    def _misses_switch(self) -> bool:
+        """Whether there should be an Open vSwitch: a node without one is a node like others, whose taps need none."""
+        return self._parts.switch_expected() or (self._last_seen is not None and self._last_seen.switch.reachable)
+
+    def _converge_without_switch(self, desired: Desired, inventory: Inventory) -> None:
+        """Copies that Open vSwitch has no part in are made as ever. Of the others those of taps that are gone end at once all the
+        same, and edits reach the copies that there are. Raises Wait where a tap needs more."""
         if self._last_seen is None:
             self._verdicts = tuple(replace(verdict, points=()) for verdict in select(desired, inventory).verdicts)
             raise Wait(AWAY)
         plan = self._plan(desired, self._steadied(with_switch(inventory, self._last_seen)))
         self._begin(plan)
-        self._apply_steps(self._pipeline_steps(plan.dataplane.limited_to(self._parts.pipeline.tap_ports())))
+        able = [one for one in self._parts.backends if one.backend is Backend.EBPF]
+        wanted = plan.dataplane.limited_to(self._parts.pipeline.tap_ports() | plan.dataplane.hooks)
+        changed = self._apply_steps([*self._pipeline_steps(wanted), *(step for one in able for step in one.plan(wanted))])
         self._parts.accounts.unfed()
-        raise Wait(AWAY)
+        self._unverified = self._verify(wanted, able, changed=changed)
+        if plan.dataplane.tap_ports or any(point.feed is None for verdict in plan.verdicts for point in verdict.points):
+            raise Wait(AWAY)
 
     def _begin(self, plan: Plan) -> None:
         self._verdicts = plan.verdicts
@@ -413,22 +425,24 @@ class Loop:
     def _apply_plane(self, wanted: DataPlane) -> bool:
         parts = self._parts
         steps: list[Step] = [*self._pipeline_steps(wanted), *(step for one in parts.backends for step in one.plan(wanted))]
-        self._apply_steps(steps)
+        changed = self._apply_steps(steps)
         for feed in parts.pipeline.tap_ports() - wanted.tap_ports:
             parts.pipeline.remove_tap_port(feed)
-        return bool(steps)
+        return changed
 
     def _pipeline_steps(self, wanted: DataPlane) -> list[PipelineStep]:
         pipeline = self._parts.pipeline
         with self._lease.lock:
             return pipeline.plan(wanted, {feed: pipeline.tap_port_devices(feed) for feed in wanted.tap_ports})
 
-    def _apply_steps(self, steps: Sequence[Step]) -> None:
+    def _apply_steps(self, steps: Sequence[Step]) -> bool:
+        """False where there is none."""
         if steps:
             self._maps_changed = True
             self._changed_at = time.monotonic()
         for phase, group in itertools.groupby(ordered(steps), key=lambda step: step.phase):
             self._apply_phase(phase, list(group))
+        return bool(steps)
 
     def _apply_phase(self, phase: Phase, steps: list[Step]) -> None:
         for step in steps:
@@ -441,11 +455,11 @@ class Loop:
                     self._parts.pipeline.apply(step)
         self.metrics.steps.labels(phase.name.lower()).inc(len(steps))
 
-    def _verify(self, wanted: DataPlane, *, changed: bool) -> tuple[Shortfall, ...]:
+    def _verify(self, wanted: DataPlane, backends: Iterable[CopyBackend], *, changed: bool) -> tuple[Shortfall, ...]:
         """Look again where something was changed: what still differs from what is wanted."""
         with self._lease.lock:
             left = self._parts.pipeline.shortfalls(wanted) if changed else ()
-        return (*left, *(shortfall for one in self._parts.backends for shortfall in one.verify(wanted)))
+        return (*left, *(shortfall for one in backends for shortfall in one.verify(wanted)))
 
     def remove_everything(self) -> None:
         """As if nothing were wanted: copies end, what was counted is kept, and collectors get their last word."""
@@ -520,6 +534,7 @@ class Loop:
         answers = self._parts.announcer.acknowledgements()
         observations = Observations(
             stopped=self._failure,
+            switch_away=self._failure == AWAY,
             unverified=self._unverified,
             feed_problems=self._feed_problems,
             told=frozenset(answers),

@@ -36,13 +36,15 @@ class TapStatus:
 class Observations:
     """What planning cannot know.
 
-    `stopped` is the sentence that says why the last pass did not come to its end, empty where it did. `unverified` is
+    `stopped` is the sentence that says why the last pass did not come to its end, empty where it did; with `switch_away` it is
+    because Open vSwitch does not answer, which is no matter to taps that it has no part in. `unverified` is
     what the kernel or OVS does not hold as wanted; `feed_problems` about feeds that do not copy as they should. Of
     destinations, by name: `told` are those with a collector of ours, `confirming` those whose collector acknowledges the streams,
     and `collector_problems` says why others do not.
     """
 
     stopped: str = ""
+    switch_away: bool = False
     unverified: tuple[Shortfall, ...] = ()
     feed_problems: Mapping[Feed, str] = field(default_factory=dict[Feed, str])
     told: frozenset[str] = frozenset()
@@ -77,7 +79,7 @@ def _programming_trouble(verdict: TapVerdict, observations: Observations) -> tup
     """(reason, sentence) why a tap is not programmed as a whole, both empty where it is."""
     if verdict.refusal:
         return "NotAccepted", "nothing is copied: " + verdict.refusal
-    if observations.stopped:
+    if observations.stopped and not (observations.switch_away and _needs_no_switch(verdict)):
         return "NotApplied", observations.stopped
     if verdict.matched_pods == 0:
         return "NoPods", "spec.podSelector: matches no pod of this namespace on this node"
@@ -89,6 +91,11 @@ def _programming_trouble(verdict: TapVerdict, observations: Observations) -> tup
         return unfed[0].reason, _first_of(unfed)
     sentences = [*about(verdict, observations.unverified), *_about_feeds(verdict, observations.feed_problems)]
     return ("NotVerified", sentences[0]) if sentences else ("", "")
+
+
+def _needs_no_switch(verdict: TapVerdict) -> bool:
+    feeds = [point.feed for point in verdict.points]
+    return bool(feeds) and all(feed is not None and not feed.has_tap_port for feed in feeds)
 
 
 def _about_feeds(verdict: TapVerdict, problems: Mapping[Feed, str]) -> list[str]:

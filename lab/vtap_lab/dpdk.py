@@ -35,7 +35,7 @@ _DRIVERS = (
     "librte_bus_vdev",
     "librte_mempool_ring",
 )
-_IDLE_SLEEP = "200"
+_IDLE_SLEEP = "1000"
 """Microseconds that an idle poll-mode thread sleeps at most: labs share their machine."""
 _CONNECT_TIMEOUT = 15.0
 

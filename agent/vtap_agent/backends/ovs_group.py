@@ -193,8 +193,7 @@ class OvsGroupBackend:
             groups = groups_on(name, wanted.groups)
             if not groups and name in self._swept and not bridge.tap_ports and not self._known[name].flows.flows:
                 continue
-            taps = tuple(checked(port) for port in bridge.tap_ports)
-            ports = port_changes(replace(bridge, tap_ports=taps), groups, self._stamp)
+            ports = port_changes(bridge, groups, self._stamp)
             try:
                 differs = bool(ports) or bool(self._changes(bridge, groups, wanted))
             except VtapError:

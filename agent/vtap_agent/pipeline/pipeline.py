@@ -168,11 +168,11 @@ class Pipeline:
                 self._attach(step.feed, step.device)
             case Select() | Park() | Deselect():
                 self._select(step.selections)
+            case Drain():
+                time.sleep(step.seconds)
 
     def _apply_peers(self, step: AddPeers | DropPeers) -> None:
         peers, mine = self._kernel.maps["peers"], word(step.number)
-            case Drain():
-                time.sleep(step.seconds)
         wanted = {encode.peer_key(step.number, one) for one in step.addresses} if isinstance(step, AddPeers) else set[bytes]()
         present = {key for key in self._peer_keys() if key.startswith(mine)}
         for key in wanted - present:
@@ -266,12 +266,12 @@ class Pipeline:
         sources: list[tuple[int, int, bytes, bool, tuple[int, ...]]] = []
         ifindexes: dict[Feed, int] = {}
         for one in selections:
-            device = self.tap_port_devices(one.feed).ours
-            ifindex = links.index_of(device)
-            if ifindex is None:
             if not one.feed.has_tap_port:
                 sources.append((one.feed.ifindex, PORTS[one.feed.direction], bytes(6), False, one.entries))
                 continue
+            device = self.tap_port_devices(one.feed).ours
+            ifindex = links.index_of(device)
+            if ifindex is None:
                 raise Retry(f"{device} is not there yet")
             ifindexes[one.feed] = ifindex
             sources.append((ifindex, one.vlan, one.mac, one.strip, one.entries))
@@ -338,13 +338,13 @@ class Pipeline:
         found: set[Selection] = set()
         for key, value in self._kernel.inner("sources", 0).items():
             place, source = encode.decode(layout.SourceKey, key), encode.decode(layout.Source, value)
-            mirror = ports.get(place.ifindex)
-            if mirror is not None:
-                entries = tuple(source.entries[: source.count])
             feed = _hooked(place.ifindex, place.vlan)
             if feed is not None:
                 found.add(Selection(feed, ANY_VLAN, bytes(6), False, tuple(source.entries[: source.count])))
                 continue
+            mirror = ports.get(place.ifindex)
+            if mirror is not None:
+                entries = tuple(source.entries[: source.count])
                 strip = bool(source.flags & layout.SOURCE_STRIP)
                 found.add(Selection(mirror, place.vlan, bytes(place.mac), strip, entries))
         return frozenset(found)
@@ -358,13 +358,13 @@ class Pipeline:
         for index, key in self._tap_ports().items():
             values = [encode.decode(layout.PortCounters, raw) for raw in kernel.per_cpu("ports", word(index))]
             unattributed[key] = sum(value.unattributed for value in values)
-        points = self._counters.read(self._slots.union(slots))
-        return NodeCounters(points=points, unattributed=unattributed, pair_dropped=devices.pair_dropped(self._node))
-
         for direction, port in PORTS.items():
             values = [encode.decode(layout.PortCounters, raw) for raw in kernel.per_cpu("ports", word(port))]
             if values:
                 unattributed[Feed(Backend.EBPF, "", direction)] = sum(value.unattributed for value in values)
+        points = self._counters.read(self._slots.union(slots))
+        return NodeCounters(points=points, unattributed=unattributed, pair_dropped=devices.pair_dropped(self._node))
+
     def stale(self) -> int:
         """Packets that came out of the pair without a ticket: 0 unless something else sends into it, or tickets ran out."""
         return sum(encode.decode(layout.NodeCountersValue, raw).stale for raw in self._kernel.per_cpu("node", ZERO))

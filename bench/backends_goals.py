@@ -167,7 +167,7 @@ def judge_taps(rows: Mapping[str, Figures], count: int) -> list[Judgement]:
 def _within_noise(found: Costs, name: str, figure: str) -> Judgement:
     cost, uncertainty = found.of(name, figure), found.noise(figure)
     text = f"{figure} {cost:+.1%} (noise {uncertainty:.1%})"
-    return Judgement(f"{name}: ≤ {SMALL:.0%}", text, judge(cost, SMALL, uncertainty))
+    return Judgement(f"{name}: ≤ {SMALL * 100:g} %", text, judge(cost, SMALL, uncertainty))
 
 
 def _full_by_ebpf(found: Costs) -> list[Judgement]:

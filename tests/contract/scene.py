@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,9 @@ import yaml
 from tests.contract import captured, traffic
 from tests.contract.captured import Stored
 from tests.contract.columns import Column
+from tests.contract.traffic import InPod
 from tests.dataplane.site import PATIENCE, Site, Summary, expect_each_once
+from vtap_agent.drivers import libbpf
 from vtap_api import ledger
 from vtap_lab.daemons import joint_ledger
 from vtap_lab.datagrams import Datagram
@@ -30,7 +33,6 @@ echo "== clsact"
 for device in $(tc qdisc show | sed -n 's/^qdisc clsact .* dev \\([^ ]*\\) .*/\\1/p'); do
   for side in ingress egress; do echo "$device $side"; tc filter show dev "$device" "$side" | sed "s/^/$device $side /"; done
 done
-echo "== attached"; bpftool net show 2>/dev/null | grep -E 'tcx|clsact|xdp' | sed 's/ prog_id.*//; s/([0-9]*)//'
 """
 
 
@@ -143,6 +145,7 @@ def expect_originals(exchange: Exchange) -> None:
 def snapshot(lab: Lab) -> frozenset[str]:
     """Devices, programs, and the switch's ports, mirrors, flows and groups of a lab's node."""
     lines = lab.run(lab.node, "sh", "-c", _SNAPSHOT).splitlines()
+    InPod(lab.node, lambda: lines.extend(_tcx())).join()
     if lab.has_switch:
         lines += [f"port {name}" for name in lab.switch.vsctl("list-ports", BRIDGE).split()]
         lines += [f"mirror {name}" for name in lab.switch.vsctl("--bare", "--columns=name", "list", "Mirror").split()]
@@ -151,6 +154,13 @@ def snapshot(lab: Lab) -> frozenset[str]:
         groups = lab.switch.ofctl("-O", "OpenFlow13", "dump-groups", BRIDGE).splitlines()
         lines += [f"group {line.strip()}" for line in groups if "group_id" in line]
     return frozenset(line for line in lines if line.strip())
+
+
+def _tcx() -> list[str]:
+    """How many programs hang at tcx of the calling thread's devices, which `tc` does not show."""
+    hooks = [(index, name, egress) for index, name in socket.if_nameindex() for egress in (False, True)]
+    counts = [(name, egress, len(libbpf.tcx_programs(index, egress=egress))) for index, name, egress in hooks]
+    return [f"tcx {name} {'egress' if egress else 'ingress'} {count}" for name, egress, count in counts if count]
 
 
 def _pod(lab: Lab, name: str, app: str = "", **options: Any) -> Pod:

@@ -368,6 +368,18 @@ def test_the_monitors_kernel_answers_no_copy_recovered_or_not(site: Site, versio
     wait_until(lambda: bool(answered()), "the monitor answers what is sent to its own address")
 
 
+def test_a_monitor_of_both_versions_has_an_edge_for_each(site: Site) -> None:
+    site.serve(MONITOR4, MONITOR6)
+    for version in (4, 6):
+        site.apply(plane(site, version))
+        capture = site.watch(site.monitor, "eth0")
+        frame = egress(packet("tcp", version), OTHER_MAC, version)  # an id that the edges of other tests weren't told of lately
+        site.tap(EGRESS, frame)
+        assert arriving(capture, 1) == [frame]
+    site.serve(MONITOR6)
+    assert site.edges is not None and set(site.edges.counters()) == {MONITOR6}
+
+
 def test_an_edge_answers_probes_and_its_end_shows(site: Site) -> None:
     site.remove_edge()
     changes: list[float] = []

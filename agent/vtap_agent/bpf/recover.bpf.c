@@ -8,7 +8,7 @@
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1024);
-	__type(key, __u32);
+	__type(key, struct edge_key);
 	__type(value, struct monitor);
 } monitors SEC(".maps");
 
@@ -23,7 +23,7 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
 	__uint(max_entries, 1024);
-	__type(key, __u32);
+	__type(key, struct edge_key);
 	__type(value, struct recover_counters);
 } counts SEC(".maps");
 
@@ -128,14 +128,18 @@ static __always_inline int recover_copy(struct __sk_buff *skb, struct monitor *m
 SEC("tc")
 int recover(struct __sk_buff *skb)
 {
-	__u32 ifindex = skb->ifindex;
-	struct monitor *monitor = bpf_map_lookup_elem(&monitors, &ifindex);
+	struct edge_key key = {.ifindex = skb->ifindex};
 	struct recover_counters *c;
+	struct monitor *monitor;
 	__u8 head[16];
 
-	if (!monitor || bpf_skb_load_bytes(skb, 0, head, 14) || !same_mac(head, monitor->alias))
+	if (bpf_skb_load_bytes(skb, 0, head, 14))
 		return TC_ACT_UNSPEC;
-	c = bpf_map_lookup_elem(&counts, &ifindex);
+	__builtin_memcpy(key.alias, head, 6);
+	monitor = bpf_map_lookup_elem(&monitors, &key);
+	if (!monitor)
+		return TC_ACT_UNSPEC;
+	c = bpf_map_lookup_elem(&counts, &key);
 	if (!c)
 		return swallow();
 	return *(__be16 *)(head + 12) == bpf_htons(REWRITE_ETHERTYPE) ? talk(skb, c) : recover_copy(skb, monitor, c, head);

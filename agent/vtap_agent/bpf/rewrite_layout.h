@@ -58,11 +58,16 @@ struct rewrite_message {
 	__u8 pad[10];
 };
 
-/* The edge of one monitor, by the ifindex of its host-side device. */
+/* An edge: the host-side device of a monitor, and the address that copies are sent to. A monitor has one for each IP address. */
+struct edge_key {
+	__u32 ifindex;
+	__u8 alias[6];
+	__u16 zero;
+};
+
 struct monitor {
-	__u8 alias[6]; /* the address that copies are sent to */
-	__u8 mac[6]; /* the monitor's own */
-	__u32 zero;
+	__u8 mac[6]; /* its own */
+	__u16 zero;
 };
 
 /* Of one edge, on each CPU. */

@@ -19,7 +19,7 @@ from vtap_agent.drivers.libbpf import BpfError, Map
 from vtap_agent.errors import VtapError
 from vtap_agent.pipeline import compiler, recover_layout
 from vtap_agent.pipeline.compiler import cache_directory, compile_object, source_hash
-from vtap_agent.pipeline.kernel import mount_bpffs, word
+from vtap_agent.pipeline.kernel import mount_bpffs
 from vtap_agent.plan.recover import Monitor
 
 DIRECTORY = "recover"
@@ -63,16 +63,16 @@ class EdgePrograms:
         self._maps: dict[str, Map] = {}
         self._program = -1
         self._program_id = 0
-        self._addresses: dict[int, str] = {}
+        self._addresses: Mapping[bytes, str] = {}
 
     def apply(self, monitors: Iterable[Monitor]) -> tuple[str, ...]:
         """These monitors have an edge, and no other device has one; a sentence for each that can't have one."""
-        wanted = {monitor.ifindex: monitor for monitor in monitors}
+        wanted = {_key(monitor): monitor for monitor in monitors}
         if not wanted and not self._pins.is_dir():
             return ()
         self._open()
-        for index in {int.from_bytes(key, "little") for key in self._maps["monitors"].walk()} - wanted.keys():
-            self._remove(index)
+        self._addresses = {key: monitor.address for key, monitor in wanted.items()}
+        self._remove(set(self._maps["monitors"].walk()) - wanted.keys(), {monitor.ifindex for monitor in wanted.values()})
         problems: list[str] = []
         for monitor in wanted.values():
             try:
@@ -92,7 +92,7 @@ class EdgePrograms:
             stride = self._maps["counts"].stride
             each = [recover_layout.RecoverCounters.from_buffer_copy(raw, at) for at in range(0, len(raw), stride)]
             names = [field.name for field in EdgeCounters.__dataclass_fields__.values()]
-            address = self._addresses.get(int.from_bytes(key, "little"), "")
+            address = self._addresses.get(key, "")
             found[address] = EdgeCounters(**{name: sum(getattr(one, name) for one in each) for name in names})
         return found
 
@@ -159,9 +159,8 @@ class EdgePrograms:
 
     def _put(self, monitor: Monitor) -> None:
         """The map's entry comes first: without it the program leaves frames alone."""
-        self._addresses[monitor.ifindex] = monitor.address
-        key, value = word(monitor.ifindex), recover_layout.MonitorValue()
-        value.alias[:], value.mac[:] = monitor.alias, monitor.mac
+        key, value = _key(monitor), recover_layout.MonitorValue()
+        value.mac[:] = monitor.mac
         counts = self._maps["counts"]
         if counts.lookup(key) is None:
             counts.update(key, bytes(counts.stride * libbpf.possible_cpus()))
@@ -204,19 +203,26 @@ class EdgePrograms:
         finally:
             os.close(made)
 
-    def _remove(self, ifindex: int) -> None:
+    def _remove(self, keys: set[bytes], kept: set[int]) -> None:
         """Detached before the entry goes: a copy that is let through is for no stack, with or without us."""
-        libbpf.detach_clsact(ifindex, CLSACT_PRIORITY, CLSACT_HANDLE, egress=True)
-        self._addresses.pop(ifindex, None)
-        for name in ("monitors", "counts"):
-            if self._maps[name].lookup(word(ifindex)) is not None:
-                self._maps[name].delete(word(ifindex))
+        for index in {recover_layout.EdgeKey.from_buffer_copy(key).ifindex for key in keys} - kept:
+            libbpf.detach_clsact(index, CLSACT_PRIORITY, CLSACT_HANDLE, egress=True)
+        for key in keys:
+            for name in ("monitors", "counts"):
+                if self._maps[name].lookup(key) is not None:
+                    self._maps[name].delete(key)
 
     def _sweep(self, devices: set[str]) -> None:
         keep = {self._link_path(device).name for device in devices}
         for path in (self._pins / "links").iterdir():
             if path.name not in keep:
                 path.unlink()
+
+
+def _key(monitor: Monitor) -> bytes:
+    made = recover_layout.EdgeKey(ifindex=monitor.ifindex)
+    made.alias[:] = monitor.alias
+    return bytes(made)
 
 
 def message(kind: int, to: bytes, sender: bytes) -> bytes:

@@ -47,10 +47,16 @@ class RewriteMessage(BigEndianStructure):
     )
 
 
+class EdgeKey(Structure):
+    """struct edge_key."""
+
+    _fields_ = (("ifindex", c_uint32), ("alias", c_uint8 * 6), ("zero", c_uint16))
+
+
 class MonitorValue(Structure):
     """struct monitor."""
 
-    _fields_ = (("alias", c_uint8 * 6), ("mac", c_uint8 * 6), ("zero", c_uint32))
+    _fields_ = (("mac", c_uint8 * 6), ("zero", c_uint16))
 
 
 class RecoverCounters(Structure):
@@ -81,6 +87,7 @@ STRUCTURES: dict[str, type[Structure | BigEndianStructure]] = {
     "meaning": Meaning,
     "rewrite_entry": RewriteEntry,
     "rewrite_message": RewriteMessage,
+    "edge_key": EdgeKey,
     "monitor": MonitorValue,
     "recover_counters": RecoverCounters,
     "heard": Heard,

@@ -306,6 +306,20 @@ def both_ways(node: HookedNode, frames_each: int = 20) -> tuple[int, int]:
     return len(at_peer.frames(frames_each, 1)), len(at_pod.frames(frames_each, 1))
 
 
+def test_whoever_gets_in_front_is_noticed_and_passed_again(hooked: HookedNode, compiled: Path) -> None:
+    node, plane = hooked, hooked.plane()
+    other, index = Beside(compiled, TC_ACT_OK), socket.if_nametoindex(POD)
+    node.apply(plane)
+    for egress in (False, True):
+        other.at_tcx(index, egress=egress, first=True)
+    assert len(node.backend.verify(plane)) == 2
+    node.apply(plane)
+    copies = node.capture()
+    assert both_ways(node) == (20, 20)
+    assert (other.count, len(copies.frames(40))) == (40, 40)
+    other.close()
+
+
 @pytest.mark.parametrize("verdict", [TC_ACT_UNSPEC, TC_ACT_OK])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_others_programs_run_whether_they_come_before_or_after_ours(
@@ -323,6 +337,8 @@ def test_others_programs_run_whether_they_come_before_or_after_ours(
     node.apply(node.plane())
     if when == "after":
         attach()
+        # What is added to clsact comes in front within its priority: a pass puts ours back there.
+        node.apply(node.plane())
     copies = node.capture()
     arrived = both_ways(node)
     seen = other.count

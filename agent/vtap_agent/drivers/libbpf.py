@@ -33,6 +33,7 @@ BPF_TC_F_REPLACE = 1
 LOG_LINES = 20
 ENOTSUPP = 524
 """The kernel's own number for what a type of map cannot do; no errno of user space."""
+MAX_TCX = 64
 BATCH = 4096
 """Entries that are read at once of a map of any size."""
 _Bytes = ctypes.Array[ctypes.c_char]
@@ -186,6 +187,7 @@ def _library() -> ctypes.CDLL:
         "bpf_prog_test_run_opts": [c_int, c_void_p],
         "bpf_link_create": [c_int, c_int, c_int, c_void_p],
         "bpf_link_update": [c_int, c_int, c_void_p],
+        "bpf_prog_query": [c_int, c_int, c_uint32, c_void_p, c_void_p, c_void_p],
         "bpf_tc_hook_create": [c_void_p],
         "bpf_tc_hook_destroy": [c_void_p],
         "bpf_tc_attach": [c_void_p, c_void_p],
@@ -456,6 +458,18 @@ def update_link(link: int, program: int) -> None:
 
 def _clsact(ifindex: int, egress: bool) -> ctypes.Structure:
     return _TcHook(sz=sizeof(_TcHook), ifindex=ifindex, attach_point=BPF_TC_EGRESS if egress else BPF_TC_INGRESS)
+
+
+def tcx_programs(ifindex: int, *, egress: bool = False) -> list[int]:
+    """Numbers of the programs in the order in which they see packets, the first MAX_TCX of them; none before Linux 6.6."""
+    ids, count = (c_uint32 * MAX_TCX)(), c_uint32(MAX_TCX)
+    where = BPF_TCX_EGRESS if egress else BPF_TCX_INGRESS
+    result = _lib().bpf_prog_query(ifindex, where, 0, None, ids, byref(count))
+    if result < 0 and -result in (errno.EINVAL, errno.ENODEV, errno.ENOENT):
+        return []
+    if -result != errno.ENOSPC:
+        _checked(result, f"query interface {ifindex}")
+    return list(ids[: min(count.value, MAX_TCX)])
 
 
 def make_clsact(ifindex: int) -> bool:

@@ -76,8 +76,9 @@ class Hooks:
         )
 
     def running(self) -> frozenset[Feed]:
-        """Those that run the present `watch`."""
-        return frozenset(feed for feed in self.noted() if feed.place and self._runs(_watch(feed.ifindex, feed.direction)))
+        """Those that run the present `watch`, before anybody else's program that it could come before."""
+        places = {feed: _watch(feed.ifindex, feed.direction) for feed in self.noted() if feed.place}
+        return frozenset(feed for feed, place in places.items() if self._runs(place) and not self._is_behind(place))
 
     def can_enter(self) -> bool:
         """Whether clones find `enter`."""
@@ -98,12 +99,18 @@ class Hooks:
         self._put(_Place("enter", ENTER, near, egress=True))
 
     def attach(self, feed: Feed) -> None:
-        """`watch` at one side of a device, in place of an older one of ours. `Retry` where the device has gone."""
+        """`watch` at one side of a device, in front of others' programs, in place of an older one of ours.
+
+        `Retry` where the device has gone.
+        """
         for port in PORTS.values():
             self._keep_port(port)
         self._note(feed.ifindex, self._notes().get(feed.ifindex, 0) | BITS[feed.direction])
+        place = _watch(feed.ifindex, feed.direction)
         try:
-            made_clsact = self._put(_watch(feed.ifindex, feed.direction))
+            if self._is_behind(place):
+                self._take(place)
+            made_clsact = self._put(place)
         except BpfError as error:
             if error.errno in (errno.ENODEV, errno.ENOENT):
                 raise Retry(f"{feed.place} has gone while attaching to it") from error
@@ -202,6 +209,14 @@ class Hooks:
 
     def _filter(self, place: _Place, priority: int) -> int | None:
         return libbpf.clsact_program(place.ifindex, priority, HANDLE, egress=place.egress)
+
+    def _is_behind(self, place: _Place) -> bool:
+        """Whether somebody else's program has got in front of ours, and ours could be in front of it again."""
+        if self._pin(place).exists():
+            ids = libbpf.tcx_programs(place.ifindex, egress=place.egress)
+            return self._program_at(place) in ids[1:]
+        first = qdiscs.first_filter(place.ifindex, egress=place.egress)
+        return self._filter(place, FIRST) is not None and first != (FIRST, HANDLE)
 
     def _runs(self, place: _Place) -> bool:
         return self._program_at(place) == self._kernel.program_ids[place.program]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.frames import BROADCAST, LINK_LOCAL, MULTICAST, Frame, frame
+from tests.contract.frames import BROADCAST, LINK_LOCAL, MULTICAST, frame
 from tests.contract.networks import NODE, OvsNetwork
 from tests.dataplane.site import Site, expect_each_once, expect_none, point
 from tests.dataplane.test_ovs_mirror import Flow, assert_no_worse, wait_for

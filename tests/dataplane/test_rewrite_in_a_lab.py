@@ -18,7 +18,7 @@ import yaml
 from vtap_lab.daemons import Agent
 from vtap_lab.errors import wait_for
 from vtap_lab.exchange import start_exchange
-from vtap_lab.lab import BRIDGE, Lab, Pod
+from vtap_lab.lab import BRIDGE, PLAIN_BRIDGE, Lab, LabOptions, Pod
 from vtap_lab.processes import LabProcess
 
 pytestmark = pytest.mark.slow
@@ -166,14 +166,23 @@ def started(lab: Lab) -> Iterator[Lab]:
     yield lab
 
 
-def test_a_monitor_among_the_nodes_own_pods_sees_what_the_pods_see(started: Lab) -> None:
+SWITCH, PLAIN = LabOptions(), LabOptions(datapath=PLAIN_BRIDGE)
+BACKENDS = [(SWITCH, "OVSMirror"), (SWITCH, "OVSGroup"), (SWITCH, "EBPF"), (PLAIN, "EBPF")]
+
+
+@pytest.mark.parametrize(
+    ("lab", "backend"), BACKENDS, indirect=["lab"], ids=[f"{options.datapath} {name}" for options, name in BACKENDS]
+)
+def test_a_monitor_among_the_nodes_own_pods_sees_what_the_pods_see(started: Lab, backend: str) -> None:
     """Wildcard destinations: two tapped pods, each talking to others, and between themselves."""
     lab = started
     web, other = (lab.add_pod(name, namespace="shop", labels={"app": "web"}) for name in ("web-0", "web-1"))
     client, monitor = lab.add_pod("client", namespace="shop"), lab.add_pod("monitor", namespace="soc")
+    for pod in (web, other, client):  # so that captures in them show packets as they are on the wire
+        lab.run(pod, "ethtool", "-K", "eth0", "tx", "off")
     agent = lab.start_agent()
     write_destination(lab, address=monitor.ipv4)
-    write_tap(lab)
+    write_tap(lab, backend=backend)
     wait_for(lambda: programmed(agent), PATIENCE, "the tap is programmed")
     at_monitor, at_pods = capture(lab, monitor, "monitor"), [capture(lab, pod, pod.name) for pod in (web, other)]
     talk(lab, web, client)

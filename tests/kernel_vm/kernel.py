@@ -90,7 +90,12 @@ def _dependencies(package: str) -> list[str]:
         text = run(["apt-cache", "depends", "--no-recommends", "--no-suggests", package]).decode()
     except MachineError:  # apt-cache fails where it knows no such package.
         return []
-    return re.findall(r"^\s*\|?Depends: (linux-(?:image|modules)-\S*\d\S*)$", text, re.MULTILINE)
+    return same_kernel(text)
+
+
+def same_kernel(depends: str) -> list[str]:
+    """Of what `apt-cache depends` printed, the packages of the kernel itself."""
+    return re.findall(r"^[ |]*Depends: (linux-(?:image|modules)-\S*\d\S*)$", depends, re.MULTILINE)
 
 
 def _packages(package: str) -> set[str]:
@@ -114,7 +119,7 @@ def _archive(root: Path, version: str) -> bytes:
     entries.append(("bin/busybox", 0o100755, Path(busybox).read_bytes()))
     for number, file in enumerate(_module_files(root, version)):
         entries.append((f"modules/{number:02}-{file.name.split('.ko')[0]}.ko", 0o100644, _unpacked(file)))
-    return b"".join(_newc(entries))
+    return b"".join(newc(entries))
 
 
 def _module_files(root: Path, version: str) -> list[Path]:
@@ -132,8 +137,8 @@ def _unpacked(module: Path) -> bytes:
     return run([*how, module]) if how else module.read_bytes()
 
 
-def _newc(entries: list[tuple[str, int, bytes]]) -> Iterator[bytes]:
-    """cpio(5), "new ASCII format"."""
+def newc(entries: list[tuple[str, int, bytes]]) -> Iterator[bytes]:
+    """cpio(5), "new ASCII format", of (name, mode, content)."""
     for number, (name, mode, data) in enumerate([*entries, ("TRAILER!!!", 0, b"")], 1):
         fields = (number, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name) + 1, 0)
         header = b"070701" + b"".join(b"%08x" % field for field in fields) + name.encode() + b"\0"

@@ -46,7 +46,7 @@ class Machine:
             job = Path(name) / "job"
             job.write_text(self._script(command, mark))
             with _file_server(Path(name)) as server, self._guest(f"job={job}", server) as guest:
-                return _follow(guest, mark, out)
+                return follow(guest, mark, out)
 
     def boots(self) -> bool:
         """Whether the kernel comes up, and within seconds."""
@@ -126,7 +126,7 @@ def choose_accelerator(kernel: Kernel) -> str:
     return chosen
 
 
-def _follow(guest: subprocess.Popen[bytes], mark: str, out: TextIO) -> int:
+def follow(guest: subprocess.Popen[bytes], mark: str, out: TextIO) -> int:
     """Pass on what the guest prints until it says its status; what firmware and kernel say before and after is left out."""
     assert guest.stdout is not None
     begun = False

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import struct
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -15,6 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
+from vtap_agent.drivers import libbpf
 from vtap_lab.daemons import Agent
 from vtap_lab.errors import wait_for
 from vtap_lab.exchange import start_exchange
@@ -190,6 +194,56 @@ def test_a_monitor_among_the_nodes_own_pods_sees_what_the_pods_see(started: Lab,
     expect_same(lab, agent, at_monitor, [web, other], at_pods)
     unsent = {reason for row in rows(agent) for reason in row["dropped"]}
     assert unsent <= {"notRewritable"}  # the pods' ARP and neighbour discovery
+
+
+def edge_program(lab: Lab, pod: Pod) -> int:
+    """The kernel's number of the program at the egress of a pod's device, 0 where none of ours is attached."""
+    descriptor = libbpf.get_pinned(lab.run_dir / "bpf" / "recover" / "links" / pod.host_name)
+    if descriptor is None:
+        return 0
+    try:
+        link = libbpf.link_info(descriptor)
+    finally:
+        os.close(descriptor)
+    (device,) = json.loads(lab.run(lab.node, "ip", "-j", "link", "show", "dev", pod.host_name))
+    return link.program_id if link.ifindex == device["ifindex"] else 0
+
+
+def runs(program: int) -> bool:
+    found = subprocess.run(["bpftool", "prog", "show", "id", str(program)], capture_output=True, text=True, check=False)
+    return "name recover" in found.stdout
+
+
+def test_an_edge_outlives_a_killed_agent_and_nothing_outlives_cleanup(started: Lab) -> None:
+    if not shutil.which("bpftool"):
+        pytest.skip("needs bpftool")
+    lab = started
+    web = lab.add_pod("web-0", namespace="shop", labels={"app": "web"})
+    client, monitor = lab.add_pod("client", namespace="shop"), lab.add_pod("monitor", namespace="soc")
+    agent = lab.start_agent()
+    write_destination(lab, address=monitor.ipv4)
+    write_tap(lab)
+    wait_for(lambda: programmed(agent), PATIENCE, "the tap is programmed")
+    program = edge_program(lab, monitor)
+    if not program and tuple(map(int, os.uname().release.split(".")[:2])) < (6, 6):
+        pytest.skip("before Linux 6.6 there is no tcx, and so no link by which to know the program")
+    assert runs(program)
+    agent.kill()
+    assert edge_program(lab, monitor) == program
+    agent = lab.start_agent()
+    wait_for(lambda: programmed(agent), PATIENCE, "the tap is programmed again")
+    before = sent(agent)
+    at_monitor, at_pods = capture(lab, monitor, "monitor"), [capture(lab, web, "web")]
+    talk(lab, web, client)
+    expect_same(lab, agent, at_monitor, [web], at_pods, before)
+    assert edge_program(lab, monitor) == program
+    assert 'vtap_agent_edge_frames_total{monitor="' + monitor.ipv4 in agent.metrics()
+    agent.kill()
+    cleanup = [str(Path(sys.executable).with_name("vtap-agent")), "--cleanup", f"--taps={lab.taps}", "--node=node-a"]
+    arguments = [f"--run-dir={lab.run_dir}", f"--state-dir={lab.state_dir}", f"--ovsdb={lab.switch.db_remote}"]
+    lab.spawn(lab.node, *cleanup, *arguments, name="cleanup", env=lab.switch.environment).wait_ok(PATIENCE)
+    assert edge_program(lab, monitor) == 0
+    wait_for(lambda: not runs(program), PATIENCE, "the edge's program is gone")
 
 
 def test_what_cannot_be_is_said(started: Lab) -> None:

@@ -70,10 +70,11 @@ class EbpfBackend:
 
     def refusals(self, wanted: DataPlane) -> dict[Feed, str]:
         """Devices of our own, which carry copies."""
+        own = self._hooks.own_devices() if wanted.hooks else frozenset[int]()
         return {
             feed: f"{feed.place} is a device of VirtualTap's own; tapping it would copy copies"
             for feed in wanted.hooks
-            if self._hooks.is_ours(feed.ifindex)
+            if feed.ifindex in own
         }
 
     def plan(self, wanted: DataPlane) -> tuple[HookStep, ...]:

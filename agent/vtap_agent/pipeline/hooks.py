@@ -85,9 +85,9 @@ class Hooks:
         near = links.index_of(devices.pair_devices(self._node).near)
         return near is not None and self._runs(_Place("enter", ENTER, near, egress=True))
 
-    def is_ours(self, ifindex: int) -> bool:
-        """Whether the device is one that copies pass."""
-        return any(state.index == ifindex for state in links.stamped())
+    def own_devices(self) -> frozenset[int]:
+        """The devices that copies pass, by ifindex."""
+        return frozenset(state.index for state in links.stamped())
 
     # Changes
 

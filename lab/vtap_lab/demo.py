@@ -250,7 +250,7 @@ It goes on, with web traffic and name look-ups. As root:
   {vtap} ledger --run-dir {run}
   {vtap} packets {tap} --run-dir {run} --live -w - | wireshark -k -i -
   $EDITOR {taps}/{file}
-  {vsctl} --db={db} list mirror
+  {vsctl} --db={db} show
 Stop it and remove everything: make clean
 """
 

@@ -262,7 +262,8 @@ class _PointFinder:
                 refused.append(verdicts.pod_refused(pod, "", "NoInterface", sentence))
             for interface in wanted:
                 port = interface.port
-                choice = choose(tap.spec.backend, interface, self._bridges.get(port.bridge) if port else None)
+                bridge = self._bridges.get(port.bridge) if port else None
+                choice = choose(tap.spec.backend, interface, bridge, filtered=tap.spec.filter is not None)
                 if isinstance(choice, NoChoice):
                     refused.append(verdicts.pod_refused(pod, interface.name, choice.reason, choice.sentence))
                 else:

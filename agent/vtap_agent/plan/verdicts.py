@@ -104,7 +104,7 @@ def delivery_verdict(
     elif hop.state is NextHopState.NO_EDGE:
         made = point_verdict(name, choice, PointState.WAITING, "NoEdge", no_edge(remote, hop))
     else:
-        made = point_verdict(name, choice, PointState.READY, "Programmed", copied_at(feed, port))
+        made = point_verdict(name, choice, PointState.READY, "Programmed", copied_at(feed, port, choice))
     return replace(made, feed=feed, port=port.uuid if port else "", fed=fed)
 
 
@@ -126,12 +126,13 @@ def no_edge(remote: str, hop: NextHop) -> str:
     )
 
 
-def copied_at(feed: Feed, port: BridgePort | None) -> str:
-    """Where a tap point's copies are made."""
+def copied_at(feed: Feed, port: BridgePort | None, choice: Choice) -> str:
+    """Where a tap point's copies are made, and why there where nobody has asked for it."""
+    why = f" ({choice.why})" if choice.by_auto else ""
     if feed.backend is Backend.EBPF or port is None:
-        return f"cloned at {feed.place}"
+        return f"cloned at {feed.place}{why}"
     how = "mirrored" if feed.backend is Backend.OVS_MIRROR else "copied by flows"
-    return f"{how} at {port.name} on {port.bridge}"
+    return f"{how} at {port.name} on {port.bridge}{why}"
 
 
 def host_network(pod: Pod) -> str:

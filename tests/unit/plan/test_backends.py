@@ -19,7 +19,7 @@ from vtap_agent.plan.dataplane import (
     Mirror,
     Source,
 )
-from vtap_agent.plan.inventory_model import Bridge
+from vtap_agent.plan.inventory_model import Bridge, PodInterface
 from vtap_agent.plan.moves import with_old_feeds
 from vtap_agent.plan.selection import Desired
 from vtap_api.virtualtap import BackendName
@@ -73,6 +73,37 @@ def test_a_groups_members_name_port_vlan_and_programs(direction: Direction) -> N
     assert (member.port_uuid, member.vlan, member.programs) == ("uuid-1", 7, ("shop/a", "shop/b"))
     slots = {point.program: point.slot for point in outcome.dataplane.points}
     assert member.slots == tuple(slots[name] for name in member.programs)
+
+
+def chosen_by_auto(seen: PodInterface, **bridge: object) -> Choice | NoChoice:
+    """With a filter."""
+    known = Bridge("br0", "uuid", "netdev", (), (), 0, 0)
+    return choose(BackendName.AUTO, seen, replace(known, **bridge), filtered=True)
+
+
+def test_auto_takes_ebpf_wherever_the_kernel_moves_packets_to_a_device_of_the_pod() -> None:
+    for seen in (interface(pod(1), 1), interface(pod(1), 1, on_bridge=False)):
+        for filtered in (True, False):
+            made = choose(BackendName.AUTO, seen, None, filtered=filtered)
+            assert isinstance(made, Choice) and made.backend is Backend.EBPF
+            assert "costs the least" in made.why and "veth1" in made.why
+    outcome = plan(Desired((tap(backend="Auto"),), (gre(),)), inventory([pod(1)], [interface(pod(1), 1, on_bridge=False)]))
+    assert {(point.backend, point.state.value) for point in only(outcome.verdicts).points} == {("EBPF", "Ready")}
+    assert all("Auto takes EBPF" in point.message for point in only(outcome.verdicts).points)
+
+
+def test_auto_leaves_it_to_open_vswitch_where_the_kernel_has_no_device_or_no_packets() -> None:
+    bare = replace(interface(pod(1), 1), host_ifindex=0, host_name="")
+    by_flows = chosen_by_auto(bare)
+    assert isinstance(by_flows, Choice) and by_flows.backend is Backend.OVS_GROUP and "only what the filter wants" in by_flows.why
+    owned = chosen_by_auto(bare, controllers=("tcp:127.0.0.1:6653",))
+    assert isinstance(owned, Choice) and owned.backend is Backend.OVS_MIRROR and "belongs to a controller" in owned.why
+    whole = choose(BackendName.AUTO, bare, None)
+    assert isinstance(whole, Choice) and whole.backend is Backend.OVS_MIRROR
+    polled = chosen_by_auto(interface(pod(1), 1), polled=True)
+    assert isinstance(polled, Choice) and polled.backend is Backend.OVS_GROUP and "past the kernel" in polled.why
+    nowhere = choose(BackendName.AUTO, replace(bare, port=None), None)
+    assert isinstance(nowhere, NoChoice) and nowhere.reason == "NoPort"
 
 
 def test_what_a_backend_cannot_have_is_said_with_the_cure() -> None:

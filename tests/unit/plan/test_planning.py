@@ -44,7 +44,8 @@ HOP = NextHop(COLLECTOR, NextHopState.REACHABLE, 7, "up0", "198.18.1.2", "02:00:
 
 
 def tap(name: str = "web", namespace: str = "shop", **spec: object) -> VirtualTap:
-    body = {"podSelector": {"matchLabels": {"app": "web"}}, **spec}
+    """By mirrors, unless `spec` says otherwise."""
+    body = {"podSelector": {"matchLabels": {"app": "web"}}, "backend": "OVSMirror", **spec}
     return VirtualTap.model_validate({"metadata": {"name": name, "namespace": namespace}, "spec": body})
 
 
@@ -162,7 +163,6 @@ REFUSALS: Mapping[str, tuple[Desired, str]] = {
         ),
         "does not allow namespace 'shop'",
     ),
-    "BackendUnavailable": (Desired((tap(backend="EBPF"),), (collector(),)), "use Auto or OVSMirror"),
 }
 
 

@@ -93,7 +93,7 @@ LABEL org.opencontainers.image.title="vtap-agent" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.licenses="Apache-2.0"
 RUN apt-get update \
- && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends libbpf1 \
+ && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends libbpf1 openvswitch-common \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/debconf/* /var/log/apt /var/log/dpkg.log
 COPY LICENSE /usr/share/doc/vtap/LICENSE
 COPY --from=agent-build /opt/vtap /opt/vtap

@@ -4,8 +4,10 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
+KERNEL_TESTS := tests/contract -k "kernel or bridge"
 FUZZ_SECONDS ?= 20
 KEEP ?=
+BACKEND ?=
 CLUSTER ?=
 NETWORK ?=
 
@@ -13,21 +15,26 @@ NETWORK ?=
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: setup
 setup: ## Install everything that the other targets need; they do it themselves as far as they need it
 	@scripts/setup all
 
 .PHONY: demo
-demo: ## See it work: a tap on real Open vSwitch, in network namespaces of its own (KEEP=1 leaves it running)
+demo: ## See it work: a tap on real Open vSwitch, in network namespaces of its own (KEEP=1 leaves it running; BACKEND=EBPF or another)
 	@scripts/setup demo
-	@exec $(PYTHON) -m vtap_lab.demo $(if $(filter-out 0 no,$(KEEP)),--keep)
+	@exec $(PYTHON) -m vtap_lab.demo $(if $(filter-out 0 no,$(KEEP)),--keep) $(if $(BACKEND),--backend=$(BACKEND))
 
 .PHONY: test
 test: ## Run the tests, at most 10 minutes (PYTEST_ARGS="-k lab" runs some of them)
 	@scripts/setup test
 	@$(PYTHON) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile $(PYTEST_ARGS)
+
+.PHONY: test-kernel
+test-kernel: ## Run the taps' contract under the distribution's kernel in QEMU, with Open vSwitch's kernel datapath (PYTEST_ARGS)
+	@scripts/setup test-kernel
+	@$(PYTHON) -m tests.kernel_vm $(PYTHON) -m pytest --timeout=1200 -p no:cacheprovider $(or $(PYTEST_ARGS),$(KERNEL_TESTS))
 
 .PHONY: e2e
 e2e: ## Run the whole product on Kubernetes: a kind cluster of its own, or CLUSTER=existing (NETWORK=local|upstream|preinstalled)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-NAMES = ("preprocessor", "tap_cost", "collector", "reaction", "operator_scale")
+NAMES = ("preprocessor", "tap_cost", "backends", "collector", "dpdk", "reaction", "operator_scale")
 
 
 def main(names: list[str]) -> int:

@@ -32,6 +32,7 @@ from socket import AF_UNIX, socket
 from typing import Any
 
 from bench import native
+from bench.cores import busy_seconds, steer
 from bench.measure import Figures, Sample, interleave, ratio, table, write_json
 from vtap_lab.errors import LabError, comes_true, wait_for
 from vtap_lab.processes import LabProcess, run_in, start_in
@@ -92,9 +93,7 @@ class Wire:
 
     def _steer(self) -> None:
         """The receiving end's softirqs run on the receiver's core, as a NIC's would; else the sender's core would run them."""
-        path = "/sys/class/net/in/queues/rx-0/rps_cpus"
-        script = f"mount -t sysfs none /sys && echo {1 << RECEIVER_CORE:x} > {path}"
-        run_in(self.receiver, ["unshare", "--mount", "sh", "-c", script])
+        steer(self.receiver, ["in"], [RECEIVER_CORE])
 
     def drop_after_capture(self, drop: bool) -> None:
         """AF_PACKET sockets see a packet before the ingress hook does."""
@@ -121,16 +120,6 @@ class Wire:
 
 
 # ---- the core's time ----
-
-
-def busy_seconds(core: int) -> float:
-    """Time the core was not idle since boot. Idle time is exact here (nohz), where user and softirq time would be sampled."""
-    for line in Path("/proc/stat").read_text().splitlines():
-        name, *fields = line.split()
-        if name == f"cpu{core}":
-            idle, waiting = int(fields[3]), int(fields[4])
-            return time.monotonic() - (idle + waiting) / os.sysconf("SC_CLK_TCK")
-    raise LabError(f"/proc/stat has no cpu{core}")
 
 
 def process_seconds(pids: Sequence[int]) -> float:
@@ -350,11 +339,11 @@ def measure(contender: Callable[..., Any], wire: Wire, load: Load, directory: Pa
     """One run: what was sent and stored, and what it cost."""
     with contender(wire, load, directory) as (pids, outcome_of):
         wait_quiet(pids)
-        before, tasks_before = busy_seconds(RECEIVER_CORE), task_seconds(pids)
+        before, tasks_before = busy_seconds([RECEIVER_CORE]), task_seconds(pids)
         sent = sum(wire.send(load))
         tasks = task_seconds(pids) - tasks_before
         wait_quiet(pids)
-        busy = busy_seconds(RECEIVER_CORE) - before
+        busy = busy_seconds([RECEIVER_CORE]) - before
         outcome: Outcome = outcome_of(sent)
     for leftover in directory.iterdir():
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()

@@ -8,14 +8,18 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.contract.matrix import MatrixPlugin
 from vtap_lab import preflight
 from vtap_lab.lab import Lab, LabOptions
 
+pytest.register_assert_rewrite("tests.contract.contract", "tests.contract.scene", "tests.contract.traffic")
 
-def pytest_configure() -> None:
+
+def pytest_configure(config: pytest.Config) -> None:
     """A shell without job control starts what goes to the background deaf to SIGINT, and so would be all that tests interrupt."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    config.pluginmanager.register(MatrixPlugin(), "contract-matrix")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

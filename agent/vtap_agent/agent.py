@@ -17,22 +17,30 @@ from typing import Any
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from vtap_agent.accounts import Accounts
+from vtap_agent.backends.ebpf import EbpfBackend
+from vtap_agent.backends.ovs_group import OvsGroupBackend
 from vtap_agent.backends.ovs_mirror import OvsMirrorBackend
 from vtap_agent.cluster import STOPPED, ClusterMetrics, access_of, starting, waiting_for, writer_of
 from vtap_agent.drivers.bpffs import pin_root, remove_pin_root
 from vtap_agent.drivers.ovsdb import OvsdbConnection
-from vtap_agent.errors import TellUser, VtapError, Wait
+from vtap_agent.drivers.unixctl import PollThread
+from vtap_agent.errors import TellUser, VtapError
 from vtap_agent.events import Mailbox
 from vtap_agent.health import Health
 from vtap_agent.inventory import Observer, give_back_neighbours
 from vtap_agent.inventory.observer import PodSource
 from vtap_agent.loop import Loop, Parts, TapSource, View
 from vtap_agent.pipeline import Pipeline
+from vtap_agent.pipeline.edges import Edges
+from vtap_agent.pipeline.recover import EdgePrograms
+from vtap_agent.pipeline.rewrites import rewrite_ids
 from vtap_agent.plan.dataplane import DataPlane
 from vtap_agent.plan.steps import ordered
 from vtap_agent.report.announcer import Announcer
+from vtap_agent.report.edges import EdgeMetrics
 from vtap_agent.report.identity import ClientIdentity
 from vtap_agent.report.ledger import keys_to_json, ledger_to_json
+from vtap_agent.report.pmds import PollThreadMetrics
 from vtap_agent.report.server import Answer, Routes, Server, as_json
 from vtap_agent.report.status import rates_by_point, status_to_json
 from vtap_agent.report.tapnode import NodeView, TapNodeWriter
@@ -179,7 +187,7 @@ class Agent:
         if loop is None:
             return NodeView(trouble=waiting_for(source))
         view = loop.view
-        return NodeView(view.statuses, view.rows, view.inventory)
+        return NodeView(view.statuses, view.rows, view.inventory, switch_expected=_has_switch(self._settings.ovsdb))
 
     @contextmanager
     def _loop_on(
@@ -197,12 +205,30 @@ class Agent:
         stack.callback(ovsdb.close)
         mirrors = OvsMirrorBackend(ovsdb, settings.node, generation=os.getpid())
         stack.callback(mirrors.close)
+        groups = OvsGroupBackend(ovsdb, settings.node, generation=os.getpid(), on_loss=mailbox.changed)
         observer = Observer(ovsdb, pods)
         identity = ClientIdentity(settings.tls) if settings.tls is not None else None
         announcer = Announcer(settings.node, mailbox.changed, identity)
         stack.callback(announcer.stop)
         observer.on_change(mailbox.changed)
-        loop = self._loop = Loop(Parts(taps, observer, mirrors, pipeline, announcer, accounts, mailbox), first_key)
+        backends = (mirrors, groups, EbpfBackend(pipeline.hooks))
+        edges = Edges(root, mailbox.changed)
+        closing.callback(edges.close)
+        parts = Parts(
+            taps,
+            observer,
+            backends,
+            pipeline,
+            announcer,
+            accounts,
+            mailbox,
+            groups.uncopied,
+            edges.look,
+            lambda: _has_switch(settings.ovsdb),
+        )
+        loop = self._loop = Loop(parts, first_key)
+        loop.metrics.add(PollThreadMetrics(lambda: _poll_threads(ovsdb)))
+        loop.metrics.add(EdgeMetrics(lambda: edges.counted))
         yield loop, observer
         if settings.keep_on_exit:
             pipeline.renew_lease(KEPT)
@@ -210,6 +236,7 @@ class Agent:
         else:
             loop.remove_everything()
             closing.pop_all()
+            edges.destroy()
             pipeline.destroy()
             if settings.bpffs is not None:
                 remove_pin_root(root)
@@ -232,7 +259,8 @@ class Agent:
             try:
                 mirrors.observe()  # a plan for no mirrors at all would take silence for there being none
                 mirrors.apply(ordered(mirrors.plan(DataPlane())))
-            except Wait as reason:
+                OvsGroupBackend(ovsdb, settings.node).sweep()
+            except VtapError as reason:
                 unanswered = str(reason)
             finally:
                 mirrors.close()
@@ -240,6 +268,7 @@ class Agent:
             root = settings.pins()
             pipeline = Pipeline.open(root, settings.node)
             may_have_mirrors = bool(pipeline.tap_ports()) or _has_switch(settings.ovsdb)
+            EdgePrograms(root).destroy()
             pipeline.destroy()
             if settings.bpffs is not None:
                 remove_pin_root(root)
@@ -270,6 +299,7 @@ class Agent:
             "/v1/ledger": lambda: as_json(ledger_to_json(node, *mailbox.call(self._running().ledger))),
             "/v1/status": lambda: as_json(_status(node, self._running().view)),
             "/v1/keys": lambda: as_json(keys_to_json(node, self._running().view.rows)),
+            "/v1/rewrites": lambda: as_json({"node": node, "ids": [one.to_json() for one in rewrite_ids(self._settings.pins())]}),
         }
 
 
@@ -297,6 +327,12 @@ def _metrics(loop: Loop, mailbox: Mailbox) -> Answer:
     except VtapError as reason:
         log.debug("metrics are those of the last tick: %s", reason)
     return Answer(loop.metrics.render(), CONTENT_TYPE_LATEST)
+
+
+def _poll_threads(ovsdb: OvsdbConnection) -> tuple[PollThread, ...]:
+    """Without asking vswitchd where none can be."""
+    polled = any(bridge.polled for bridge in ovsdb.snapshot().bridges)
+    return ovsdb.vswitchd.poll_threads() if polled else ()
 
 
 def _status(node: str, view: View) -> dict[str, Any]:

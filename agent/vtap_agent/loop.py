@@ -14,35 +14,36 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NoReturn, Protocol
+from typing import Protocol
 
 from vtap_agent.accounts import SETTLE, Accounts
-from vtap_agent.backends.ovs_mirror import OvsMirrorBackend
 from vtap_agent.errors import VtapError, Wait
 from vtap_agent.events import Mailbox
 from vtap_agent.inventory import Observer
 from vtap_agent.lease import Lease
 from vtap_agent.pipeline import Pipeline, PipelineStep
 from vtap_agent.plan.assembly import Announced, Plan, assemble
-from vtap_agent.plan.dataplane import DataPlane, MirrorKey, NodeCounters
+from vtap_agent.plan.dataplane import Backend, DataPlane, Feed, NodeCounters
 from vtap_agent.plan.inventory_model import Inventory
-from vtap_agent.plan.mirror_health import EVIDENCE, unhealthy
-from vtap_agent.plan.mirrors import MirrorStep
+from vtap_agent.plan.mirror_health import EVIDENCE
+from vtap_agent.plan.moves import with_old_feeds
 from vtap_agent.plan.reception import Reception, Withheld, withheld
+from vtap_agent.plan.recover import without_edges
 from vtap_agent.plan.selection import Desired, Selection, remotes, select
 from vtap_agent.plan.shortfalls import Shortfall
 from vtap_agent.plan.slots import SlotTable
 from vtap_agent.plan.steadiness import vanished, with_interfaces, with_switch
-from vtap_agent.plan.steps import Phase, ordered
+from vtap_agent.plan.steps import Phase, Step, ordered
 from vtap_agent.plan.streams import StreamId
 from vtap_agent.plan.verdicts import TapVerdict
 from vtap_agent.report.announcer import LINGER, Announcer
-from vtap_agent.report.ledger import Row
+from vtap_agent.report.ledger import Row, with_uncopied
 from vtap_agent.report.metrics import AgentMetrics, Reading
 from vtap_agent.report.rates import Rate, Sample, rates
 from vtap_agent.report.status import Observations, TapStatus, tap_status
+from vtap_api import TapDestination
 
 log = logging.getLogger(__name__)
 
@@ -74,17 +75,65 @@ class TapSource(Protocol):
         ...
 
 
+class CopyBackend(Protocol):
+    """One way to make copies. Each does its own part of the wanted data plane, and leaves the others' alone.
+
+    Where nothing is wanted of it, a backend works without Open vSwitch too; else what it has to look at may raise Wait.
+    """
+
+    @property
+    def backend(self) -> Backend:
+        """Which it is."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences about what harms no tap."""
+        ...
+
+    @property
+    def purges(self) -> int:
+        """How often running flows of Open vSwitch were purged since the start."""
+        ...
+
+    def refusals(self, wanted: DataPlane) -> Mapping[Feed, str]:
+        """The feeds of its own that cannot be had, and what a person has to change."""
+        ...
+
+    def plan(self, wanted: DataPlane) -> Sequence[Step]:
+        """The steps from what is to `wanted`, of types of its own."""
+        ...
+
+    def apply(self, steps: Iterable[Step]) -> None:
+        """Apply its own among the steps of one phase, in one transaction where it has such."""
+        ...
+
+    def verify(self, wanted: DataPlane) -> tuple[Shortfall, ...]:
+        """What still differs from `wanted`, and whom it concerns."""
+        ...
+
+    def problems(self, wanted: DataPlane, suspects: frozenset[Feed]) -> Mapping[Feed, str]:
+        """Sentences about feeds of its own that do not copy as they should. Packets that fit no source arrive at `suspects`."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What the loop drives."""
 
     taps: TapSource
     observer: Observer
-    mirrors: OvsMirrorBackend
+    backends: tuple[CopyBackend, ...]
     pipeline: Pipeline
     announcer: Announcer
     accounts: Accounts
     mailbox: Mailbox
+    uncopied: Callable[[], Mapping[int, int]] = dict[int, int]
+    """Packets, by slot, that a switch left out itself, because no tap of their pod wants them."""
+    with_edges: Callable[[tuple[TapDestination, ...], Inventory], Inventory] = without_edges
+    """Serves the monitors of this node and adds the ways of copies without a tunnel."""
+    switch_expected: Callable[[], bool] = lambda: True
+    """Whether there is an Open vSwitch on this node that should answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +167,9 @@ class _Planned:
     withheld: Mapping[str, Withheld]
     selection: Selection
     unrefused: Plan
-    """As if Open vSwitch could make every mirror, and the preprocessor hold every program."""
-    refused: tuple[Mapping[MirrorKey, str], Mapping[str, str]]
-    """Mirrors and programs that cannot be had, and why."""
+    """As if every feed could be had, and the preprocessor held every program."""
+    refused: tuple[Mapping[Feed, str], Mapping[str, str]]
+    """Feeds and programs that cannot be had, and why."""
     plan: Plan
 
 
@@ -133,17 +182,17 @@ class Loop:
         self._lease = Lease(parts.pipeline.renew_lease)
         self._sample = Sample(0.0, ())
         self._verdicts: tuple[TapVerdict, ...] = ()
-        self._wanted = DataPlane()
+        self._wanted = self._applied = DataPlane()
         self._failure = ""
         self._tick_failure = ""
         self._unverified: tuple[Shortfall, ...] = ()
-        self._mirror_problems: Mapping[MirrorKey, str] = {}
+        self._feed_problems: Mapping[Feed, str] = {}
         self._source_problems: tuple[str, ...] = ()
         self._inventory_problems: tuple[str, ...] = ()
         self._inventory: Inventory | None = None
         self._last_seen: Inventory | None = None
         self._planned: _Planned | None = None
-        self._strays: Mapping[MirrorKey, int] = {}
+        self._strays: Mapping[Feed, int] = {}
         self._reported: tuple[Row, ...] | None = None
         self._said: tuple[Observations, tuple[TapVerdict, ...]] | None = None
         self._blinking: Mapping[str, float] = {}
@@ -188,7 +237,7 @@ class Loop:
 
     def _counters(self) -> NodeCounters:
         parts = self._parts
-        counters = parts.pipeline.counters(parts.accounts.used_slots())
+        counters = with_uncopied(parts.pipeline.counters(parts.accounts.used_slots()), parts.uncopied())
         parts.accounts.observe(counters)
         return counters
 
@@ -250,28 +299,39 @@ class Loop:
         snapshot = parts.taps.snapshot()
         self._source_problems = snapshot.problems
         desired = snapshot.desired
-        inventory = self._inventory = parts.observer.snapshot(remotes(desired))
+        seen = parts.observer.snapshot(remotes(desired))
+        inventory = self._inventory = parts.with_edges(desired.destinations, seen)
         self._inventory_problems = inventory.problems
-        if not inventory.switch.reachable:
+        if not inventory.switch.reachable and self._misses_switch():
             self._converge_without_switch(desired, inventory)
+            return
         inventory = self._last_seen = self._steadied(inventory)
         plan = self._plan(desired, inventory)
         self._begin(plan)
         wanted, portless = self._with_tap_ports(plan.dataplane)
         changed = self._apply(wanted)
         parts.accounts.unfed()
-        self._unverified = (*portless, *self._verify(wanted, changed=changed))
+        self._unverified = (*portless, *self._verify(wanted, parts.backends, changed=changed))
 
-    def _converge_without_switch(self, desired: Desired, inventory: Inventory) -> NoReturn:
-        """Copies of taps that are gone end at once all the same, and edits reach the copies that there are. Raises Wait."""
+    def _misses_switch(self) -> bool:
+        """Whether there should be an Open vSwitch: a node without one is a node like others, whose taps need none."""
+        return self._parts.switch_expected() or (self._last_seen is not None and self._last_seen.switch.reachable)
+
+    def _converge_without_switch(self, desired: Desired, inventory: Inventory) -> None:
+        """Copies that Open vSwitch has no part in are made as ever. Of the others those of taps that are gone end at once all the
+        same, and edits reach the copies that there are. Raises Wait where a tap needs more."""
         if self._last_seen is None:
             self._verdicts = tuple(replace(verdict, points=()) for verdict in select(desired, inventory).verdicts)
             raise Wait(AWAY)
-        plan = self._plan(desired, self._steadied(with_switch(inventory, self._last_seen.switch)))
+        plan = self._plan(desired, self._steadied(with_switch(inventory, self._last_seen)))
         self._begin(plan)
-        self._apply_steps(self._pipeline_steps(_limited_to(plan.dataplane, self._parts.pipeline.tap_ports())))
+        able = [one for one in self._parts.backends if one.backend is Backend.EBPF]
+        wanted = plan.dataplane.limited_to(self._parts.pipeline.tap_ports() | plan.dataplane.hooks)
+        changed = self._apply_steps([*self._pipeline_steps(wanted), *(step for one in able for step in one.plan(wanted))])
         self._parts.accounts.unfed()
-        raise Wait(AWAY)
+        self._unverified = self._verify(wanted, able, changed=changed)
+        if plan.dataplane.tap_ports or any(point.feed is None for verdict in plan.verdicts for point in verdict.points):
+            raise Wait(AWAY)
 
     def _begin(self, plan: Plan) -> None:
         self._verdicts = plan.verdicts
@@ -296,13 +356,16 @@ class Loop:
         if known is None or not self._still_holds(known, desired, inventory):
             known = self._planned_anew(desired, inventory)
         wanted = known.unrefused.dataplane
-        mirrors = parts.mirrors.refusals(wanted) if inventory.switch.reachable else {}
-        refused = (mirrors, parts.pipeline.refusals(wanted))
+        refused = (self._refused_feeds(wanted, inventory), parts.pipeline.refusals(wanted))
         if refused != known.refused:
             plan = self._assemble(known.selection, inventory, known.withheld, *refused) if any(refused) else known.unrefused
             known = replace(known, refused=refused, plan=plan)
         self._planned = known
         return known.plan
+
+    def _refused_feeds(self, wanted: DataPlane, inventory: Inventory) -> Mapping[Feed, str]:
+        able = [one for one in self._parts.backends if inventory.switch.reachable or one.backend is Backend.EBPF]
+        return {feed: sentence for one in able for feed, sentence in one.refusals(wanted).items()}
 
     def _still_holds(self, known: _Planned, desired: Desired, inventory: Inventory) -> bool:
         accounts = self._parts.accounts
@@ -337,66 +400,78 @@ class Loop:
         selection: Selection,
         inventory: Inventory,
         kept_back: Mapping[str, Withheld],
-        refused_mirrors: Mapping[MirrorKey, str] | None = None,
+        refused_feeds: Mapping[Feed, str] | None = None,
         refused_programs: Mapping[str, str] | None = None,
     ) -> Plan:
         accounts = self._parts.accounts
-        refused = (refused_mirrors, refused_programs)
+        refused = (refused_feeds, refused_programs)
         return assemble(selection, accounts.slots, self._first_key, accounts.confirmed, inventory, *refused, kept_back)
 
     def _with_tap_ports(self, wanted: DataPlane) -> tuple[DataPlane, tuple[Shortfall, ...]]:
         """(what of it can be had, why the rest cannot): a tap port that cannot be made is no other bridge's trouble."""
-        portless: dict[MirrorKey, Shortfall] = {}
-        for key in wanted.mirrors:
+        portless: dict[Feed, Shortfall] = {}
+        bridges = self._last_seen.switch.bridges if self._last_seen is not None else ()
+        polled = {bridge.name for bridge in bridges if bridge.polled}
+        for feed in sorted(wanted.tap_ports):
             try:
-                self._parts.pipeline.ensure_tap_port(key)
+                self._parts.pipeline.ensure_tap_port(feed, polled=feed.place in polled)
             except (VtapError, OSError) as error:
-                sentence = f"the tap port for {key.direction} of bridge {key.bridge} cannot be made ({error}); it is tried again"
-                portless[key] = Shortfall(sentence, frozenset({key}))
+                sentence = f"the tap port for {feed.direction} of bridge {feed.place} cannot be made ({error}); it is tried again"
+                portless[feed] = Shortfall(sentence, frozenset({feed}))
                 log.warning("%s", sentence)
         if not portless:
             return wanted, ()
-        return _limited_to(wanted, frozenset(wanted.mirrors.keys() - portless.keys())), tuple(portless.values())
+        return wanted.limited_to(wanted.feeds - portless.keys()), tuple(portless.values())
 
     def _apply(self, wanted: DataPlane) -> bool:
-        """Every step in the order of its phase; those of the mirrors together, in one transaction, at their place in it.
+        """Every step in the order of its phase; those of a backend together, in one transaction, at their place in it.
 
         False where there was none to do.
         """
+        between = with_old_feeds(self._applied, wanted)
+        moved = between is not wanted and self._apply_plane(between)
+        changed = self._apply_plane(wanted)
+        self._applied = wanted
+        return moved or changed
+
+    def _apply_plane(self, wanted: DataPlane) -> bool:
         parts = self._parts
-        steps = [*self._pipeline_steps(wanted), *parts.mirrors.plan(wanted)]
-        self._apply_steps(steps)
-        for key in parts.pipeline.tap_ports() - wanted.mirrors.keys():
-            parts.pipeline.remove_tap_port(key)
-        return bool(steps)
+        steps: list[Step] = [*self._pipeline_steps(wanted), *(step for one in parts.backends for step in one.plan(wanted))]
+        changed = self._apply_steps(steps)
+        for feed in parts.pipeline.tap_ports() - wanted.tap_ports:
+            parts.pipeline.remove_tap_port(feed)
+        return changed
 
     def _pipeline_steps(self, wanted: DataPlane) -> list[PipelineStep]:
         pipeline = self._parts.pipeline
         with self._lease.lock:
-            return pipeline.plan(wanted, {key: pipeline.tap_port_devices(key) for key in wanted.mirrors})
+            return pipeline.plan(wanted, {feed: pipeline.tap_port_devices(feed) for feed in wanted.tap_ports})
 
-    def _apply_steps(self, steps: Sequence[MirrorStep | PipelineStep]) -> None:
+    def _apply_steps(self, steps: Sequence[Step]) -> bool:
+        """False where there is none."""
         if steps:
             self._maps_changed = True
             self._changed_at = time.monotonic()
         for phase, group in itertools.groupby(ordered(steps), key=lambda step: step.phase):
             self._apply_phase(phase, list(group))
+        return bool(steps)
 
-    def _apply_phase(self, phase: Phase, steps: list[MirrorStep | PipelineStep]) -> None:
+    def _apply_phase(self, phase: Phase, steps: list[Step]) -> None:
         for step in steps:
             log.info("%s", step)
-        self._parts.mirrors.apply(steps)
+        for one in self._parts.backends:
+            one.apply(steps)
         for step in steps:
-            if not isinstance(step, MirrorStep):
+            if self._parts.pipeline.owns(step):
                 with self._lease.lock:
                     self._parts.pipeline.apply(step)
         self.metrics.steps.labels(phase.name.lower()).inc(len(steps))
 
-    def _verify(self, wanted: DataPlane, *, changed: bool) -> tuple[Shortfall, ...]:
+    def _verify(self, wanted: DataPlane, backends: Iterable[CopyBackend], *, changed: bool) -> tuple[Shortfall, ...]:
         """Look again where something was changed: what still differs from what is wanted."""
         with self._lease.lock:
             left = self._parts.pipeline.shortfalls(wanted) if changed else ()
-        return (*left, *self._parts.mirrors.verify(wanted))
+        return (*left, *(shortfall for one in backends for shortfall in one.verify(wanted)))
 
     def remove_everything(self) -> None:
         """As if nothing were wanted: copies end, what was counted is kept, and collectors get their last word."""
@@ -441,18 +516,18 @@ class Loop:
             parts.mailbox.changed()
         if self._planned is not None and self._withheld(self._planned.selection) != self._planned.withheld:
             parts.mailbox.changed()
-        self._look_at_mirrors()
+        self._look_at_feeds()
 
-    def _look_at_mirrors(self) -> None:
+    def _look_at_feeds(self) -> None:
         now = time.monotonic()
-        watched = now - self._changed_at < CHANGE_WATCHED or bool(self._mirror_problems)
+        watched = now - self._changed_at < CHANGE_WATCHED or bool(self._feed_problems)
         if now - self._health_at < (HEALTH_EVERY_AFTER_CHANGE if watched else HEALTH_EVERY):
             return
         self._health_at = now
         strays, self._strays = self._strays, self.view.counters.unattributed
         suspects = frozenset(key for key, count in self._strays.items() if count - strays.get(key, count) >= EVIDENCE)
-        healths = self._parts.mirrors.check_health(self._wanted, suspects)
-        self._mirror_problems = {key: said[0] for key, health in healths.items() if (said := unhealthy({key: health}))}
+        found = [one.problems(self._wanted, suspects) for one in self._parts.backends]
+        self._feed_problems = {feed: sentence for problems in found for feed, sentence in problems.items()}
 
     def _take_view(self, counters: NodeCounters, rows: tuple[Row, ...]) -> None:
         parts = self._parts
@@ -466,7 +541,7 @@ class Loop:
             read_at=self._sample.at,
             rates=rates(before, self._sample),
             map_bytes=map_bytes,
-            purges=parts.mirrors.purges,
+            purges=sum(one.purges for one in parts.backends),
         )
 
     def _report(self) -> None:
@@ -474,8 +549,9 @@ class Loop:
         unarriving = frozenset[StreamId]().union(*(answer.unarriving for answer in answers.values()))
         observations = Observations(
             stopped=self._failure,
+            switch_away=self._failure == AWAY,
             unverified=self._unverified,
-            mirror_problems=self._mirror_problems,
+            feed_problems=self._feed_problems,
             told=frozenset(answers),
             collector_problems={name: answer.problem for name, answer in answers.items() if answer.problem},
             confirming=frozenset(name for name, answer in answers.items() if answer.streams and not answer.problem),
@@ -493,18 +569,9 @@ class Loop:
             problems=(
                 *self._source_problems,
                 *self._inventory_problems,
-                *self._parts.mirrors.notes,
+                *(note for one in self._parts.backends for note in one.notes),
                 *(shortfall.sentence for shortfall in self._unverified if shortfall.concerns_nobody),
             ),
             files_refused=len(self._source_problems),
             inventory=self._inventory,
         )
-
-
-def _limited_to(wanted: DataPlane, mirrors: frozenset[MirrorKey]) -> DataPlane:
-    """What of it these mirrors feed."""
-    return replace(
-        wanted,
-        mirrors={key: mirror for key, mirror in wanted.mirrors.items() if key in mirrors},
-        sources=tuple(source for source in wanted.sources if source.mirror in mirrors),
-    )

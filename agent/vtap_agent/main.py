@@ -20,6 +20,8 @@ NEEDED = ("BPF", "NET_ADMIN", "NET_BROADCAST", "PERFMON")
 """NET_BROADCAST is what hearing of changes in pods' network namespaces takes."""
 NEEDED_IN_CLUSTER = (*NEEDED, "SYS_PTRACE")
 """SYS_PTRACE is what looking at the namespaces of pods' processes takes."""
+FOR_REWRITING = ("NET_RAW",)
+"""Without it the agent works, but sends no copies to destinations of kind rewrite: it can't ask for monitors' edges."""
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

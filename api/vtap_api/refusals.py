@@ -9,7 +9,7 @@ from vtap_api.selectors import matches
 from vtap_api.tapdestination import TapDestination
 from vtap_api.virtualtap import BackendName, VirtualTap
 
-AVAILABLE_BACKENDS = (BackendName.AUTO, BackendName.OVS_MIRROR)
+AVAILABLE_BACKENDS = (BackendName.AUTO, BackendName.OVS_MIRROR, BackendName.OVS_GROUP, BackendName.EBPF)
 """Backends of this version."""
 ACCEPTED = "the tap is valid and its destination is allowed"
 """What is said of a tap that is not refused."""
@@ -27,7 +27,14 @@ class Refusal:
 def refusal(tap: VirtualTap, destinations: Mapping[str, TapDestination], namespace_labels: Mapping[str, str]) -> Refusal | None:
     """None where nothing is wrong with the tap. `destinations` by name; `namespace_labels` are those of the tap's namespace."""
     wanted = tap.spec.destination_ref.name
-    return refusal_of(tap.metadata.namespace, wanted, tap.spec.backend, destinations, namespace_labels)
+    refused = refusal_of(tap.metadata.namespace, wanted, tap.spec.backend, destinations, namespace_labels)
+    if refused is None and destinations[wanted].spec.rewrite is not None and _cuts(tap):
+        return cut_without_tunnel(wanted)
+    return refused
+
+
+def _cuts(tap: VirtualTap) -> bool:
+    return tap.spec.packet.snap_length is not None or tap.spec.packet.headers_only
 
 
 def refusal_of(
@@ -43,8 +50,6 @@ def refusal_of(
         return destination_not_found(wanted, destinations)
     if not namespace_allowed(destination, namespace_labels):
         return destination_not_allowed(wanted, namespace)
-    if destination.spec.rewrite is not None:
-        return destination_unusable(wanted)
     if backend not in AVAILABLE_BACKENDS:
         return backend_unavailable(backend)
     return None
@@ -78,6 +83,15 @@ def destination_unusable(wanted: str) -> Refusal:
     """The destination is one that no agent of this version can send to."""
     sentence = f"{_FIELD}: TapDestination {wanted!r} has no address that this agent can send to; give it one"
     return Refusal("DestinationUnusable", sentence)
+
+
+def cut_without_tunnel(wanted: str) -> Refusal:
+    """A cut copy that is not wrapped has an IP header that tells another length, and bridges drop such packets."""
+    sentence = (
+        f"spec.packet: TapDestination {wanted!r} has copies rewritten, not wrapped, so that cut ones would be broken packets on "
+        "their way; remove spec.packet, or name a destination of another kind"
+    )
+    return Refusal("PacketCut", sentence)
 
 
 def backend_unavailable(backend: str) -> Refusal:

@@ -194,12 +194,15 @@ class ErspanTarget(Model):
 
 
 class RewriteTarget(Model):
-    """Copies whose destination addresses are rewritten, without any header of ours; within one layer-2 domain."""
+    """A monitor in the nodes' own layer-2 domain, to which copies go without a header of ours: their destination MAC and
+    IP addresses become the monitor's, their source MAC address an id for what they were, and its edge restores them."""
 
     address: Address
-    """The address that each copy's destination becomes."""
+    """The monitor's IP address, which each copy's destination becomes. The pod that has it is served by the agent on its node."""
     mac_address: Annotated[str, MacAddress] | None = None
-    """The MAC address that each copy's destination becomes. Default: the neighbour's, as the node resolves it."""
+    """The MAC address that each copy's destination becomes, of a monitor without an agent of ours on its node: then a rule of
+    somebody else's has to recover copies, else the monitor answers them. Default: a locally administered address, for which the
+    agent on the monitor's node answers."""
 
 
 class AllowedNamespaces(Model):
@@ -267,11 +270,14 @@ class TapDestinationSpec(Model):
     erspan: ErspanTarget | None = None
     """An ERSPAN endpoint."""
     rewrite: RewriteTarget | None = None
-    """A host in the same layer-2 domain."""
+    """A monitor in the nodes' own layer-2 domain, to which copies go without a tunnel: rewritten, and recovered at its edge.
+    Never sent, but counted as notRewritable: ARP and what else isn't IP, or not of the address's version; broadcast, multicast
+    and tagged packets; the monitor's own traffic."""
     allowed_namespaces: AllowedNamespaces = AllowedNamespaces()
     """Whose taps may use it."""
     oversize: OversizePolicy = OversizePolicy.FRAGMENT
-    """A copy that does not fit the path's MTU is sent in fragments of the outer packet, or cut and marked as cut."""
+    """A copy that does not fit the path's MTU is sent in fragments of the outer packet, or cut and marked as cut. With `rewrite`,
+    which has no outer packet, it is dropped and counted as oversize."""
     ids: StreamIds = StreamIds()
     """How copies of different tap points are told apart."""
 

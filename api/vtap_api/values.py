@@ -105,7 +105,7 @@ class Text:
 DnsLabel = Text(63, "a DNS label", "web-1 (lower-case letters, digits and hyphens)", DNS_LABEL, min_length=1)
 DnsSubdomain = Text(253, "a DNS name", "web-1 (lower-case letters, digits, hyphens and dots)", DNS_SUBDOMAIN, min_length=1)
 LabelValue = Text(63, "a label value", "web", LABEL_VALUE)
-MacAddress = Text(17, "a MAC address", "02:00:5e:10:00:01", "[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}")
+MacAddress = Text(17, "a unicast MAC address", "02:00:5e:10:00:01", "[0-9A-Fa-f][02468ACEace](:[0-9A-Fa-f]{2}){5}")
 AbsolutePath = Text(255, "an absolute path", "/run/vtap/collector.sock", r"/[^\x00-\x1f]+", min_length=2)
 HttpUrl = Text(
     512,

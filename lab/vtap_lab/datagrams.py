@@ -52,7 +52,7 @@ def read_log(path: Path) -> list[Datagram]:
     return [Datagram(*map(int, line.split())) for line in path.read_text().splitlines()]
 
 
-def _paced(count: int, rate: float) -> Iterator[int]:
+def paced(count: int, rate: float) -> Iterator[int]:
     """0, 1, 2, … each no earlier than its time at `rate` a second (0: as fast as it goes); a delay is not made up by a burst."""
     due = time.monotonic()
     for number in itertools.count() if count == 0 else range(count):
@@ -95,7 +95,7 @@ def send(address: str, port: int, sender: int, sequences: Iterable[int], size: i
             log.write(f"{sender} {sequence}\n")
 
 
-def _listening(port: int, group: str) -> socket.socket:
+def listening(port: int, group: str) -> socket.socket:
     """A socket for IPv4 and IPv6 that has joined the multicast group, if any."""
     inside = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
     inside.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
@@ -111,7 +111,7 @@ def _listening(port: int, group: str) -> socket.socket:
     return inside
 
 
-def receive(inside: socket.socket, log: TextIO, ending: _Ending) -> None:
+def receive(inside: socket.socket, log: TextIO, ending: object) -> None:
     """Log what arrives until asked to end, and then what has arrived by then."""
     selector = selectors.DefaultSelector()
     selector.register(inside, selectors.EVENT_READ)
@@ -159,10 +159,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     ending = _Ending()
     with options.log.open("w", buffering=1) as log:
         if options.command == "send":
-            sequences = (options.first + number for number in _paced(options.count, options.rate))
+            sequences = (options.first + number for number in paced(options.count, options.rate))
             send(options.address, options.port, options.sender, sequences, options.size, log, ending)
         else:
-            with _listening(options.port, options.group) as inside:
+            with listening(options.port, options.group) as inside:
                 print(READY, flush=True)
                 receive(inside, log, ending)
     return 0

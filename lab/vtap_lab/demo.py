@@ -19,6 +19,7 @@ from types import FrameType
 import yaml
 
 from vtap_api.ledger import Row, Totals, totals
+from vtap_api.virtualtap import BackendName
 from vtap_lab import preflight
 from vtap_lab.capture import fields, tshark
 from vtap_lab.daemons import Agent, Collector, joint_ledger
@@ -30,6 +31,7 @@ from vtap_lab.table import LiveTable
 
 QUICKSTART = preflight.CHECKOUT / "examples/quickstart.yaml"
 CAPTURES = preflight.CHECKOUT / "build/demo"
+BACKENDS = ("", *map(str, BackendName))
 HTTP_PORT, IPERF_PORT = 80, 5201
 BEFORE_EDIT = AFTER_EDIT = 10.0
 """Seconds of traffic."""
@@ -46,7 +48,7 @@ def say(text: str = "") -> None:
 class Demo:
     """The cast, and what happens. Methods are the acts, in order."""
 
-    def __init__(self, lab: Lab, captures: Path) -> None:
+    def __init__(self, lab: Lab, captures: Path, backend: str = "") -> None:
         self.lab = lab
         self.captures = captures / lab.record.id
         self.captures.mkdir(parents=True)
@@ -54,6 +56,8 @@ class Demo:
         self.started = time.monotonic()
         self.traffic: list[LabProcess] = []
         self.tap_text = QUICKSTART.read_text()
+        if backend:
+            self.tap_text = with_spec(self.tap_text, backend=backend)
 
     def set_the_stage(self) -> None:
         """Two clients, a server, a bystander; a collector behind a router; the agent."""
@@ -103,7 +107,7 @@ class Demo:
 
     def edit_tap(self) -> None:
         """A filter appears in the file; the numbers follow."""
-        self.lab.write(self.lab.taps / QUICKSTART.name, with_filter(self.tap_text, EDIT))
+        self.lab.write(self.lab.taps / QUICKSTART.name, with_spec(self.tap_text, filter=EDIT))
         wait_for(lambda: self.total().agent.excluded > 0, FIRST_COPY_TIMEOUT, "the filter takes effect", every=0.2)
 
     def still_the_traffic(self) -> None:
@@ -227,12 +231,12 @@ def tap_in(text: str) -> str:
     return f"{tap['metadata']['namespace']}/{tap['metadata']['name']}"
 
 
-def with_filter(text: str, rules: object) -> str:
-    """The file with that filter in its VirtualTap."""
+def with_spec(text: str, **fields: object) -> str:
+    """The file with these fields in its VirtualTap's spec."""
     documents = [document for document in yaml.safe_load_all(text) if document]
     for document in documents:
         if document["kind"] == "VirtualTap":
-            document["spec"]["filter"] = rules
+            document["spec"].update(fields)
     return yaml.safe_dump_all(documents, sort_keys=False)
 
 
@@ -246,15 +250,15 @@ It goes on, with web traffic and name look-ups. As root:
   {vtap} ledger --run-dir {run}
   {vtap} packets {tap} --run-dir {run} --live -w - | wireshark -k -i -
   $EDITOR {taps}/{file}
-  {vsctl} --db={db} list mirror
+  {vsctl} --db={db} show
 Stop it and remove everything: make clean
 """
 
 
-def play(lab: Lab, captures: Path, keep: bool) -> int:
+def play(lab: Lab, captures: Path, keep: bool, backend: str = "") -> int:
     """All acts; 0 when everything came out as it should."""
     say("A node with its Open vSwitch, four pods, and a collector behind a router, all in network namespaces.")
-    demo = Demo(lab, captures)
+    demo = Demo(lab, captures, backend)
     demo.set_the_stage()
     demo.start_servers()
     demo.start_clients()
@@ -287,6 +291,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m vtap_lab.demo", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="leave it running at the end")
     parser.add_argument("--captures", type=Path, default=CAPTURES, help="where each run makes a folder of its own")
+    parser.add_argument("--backend", default="", choices=BACKENDS, help="how copies are made (default: as the tap's file says)")
     options = parser.parse_args(argv)
     if reason := preflight.why_no_lab():
         print(f"demo: {reason}", file=sys.stderr)
@@ -295,7 +300,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(number, _end)
     try:
         with Lab(LabOptions(outlives_maker=options.keep)) as lab:
-            return play(lab, options.captures.absolute(), options.keep)
+            return play(lab, options.captures.absolute(), options.keep, options.backend)
     except LabError as problem:
         print(f"demo: {problem}", file=sys.stderr)
         return 1

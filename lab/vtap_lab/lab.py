@@ -29,6 +29,7 @@ from vtap_lab.processes import LabProcess, run_in, start_in
 from vtap_lab.switch import Switch
 
 BRIDGE = "br0"
+PLAIN_BRIDGE = "bridge"
 START_TIMEOUT = 20.0
 
 NODE_BRIDGE_ADDRESS = "10.10.0.1"
@@ -55,6 +56,9 @@ class Pod:
     ipv4: str
     ipv6: str
     vlan: int
+    sandbox: str = ""
+    """The namespace that Kubernetes would know, where the one with the interface is not it: that of a pod whose interface is a
+    socket, which no network namespace shows."""
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"
@@ -66,6 +70,7 @@ class LabOptions:
 
     userspace_tso: bool = False
     datapath: str = "netdev"
+    """Of Open vSwitch: "netdev" or "system". PLAIN_BRIDGE: pods are on a bridge of the kernel's, and there is no Open vSwitch."""
     mtu: int = 1500
     underlay_mtu: int = 1500
     outlives_maker: bool = False
@@ -114,17 +119,26 @@ class Lab:
             folder.mkdir()
         self.node, self.router, self.collector = (self.add_namespace(role) for role in ("node", "router", "collector"))
         self._connect_collector()
-        self.switch = Switch(
-            self.directory / "ovs", self.node, userspace_tso=self.options.userspace_tso, datapath=self.options.datapath
-        )
-        self.switch.start()
+        self.switch = self._make_switch(self.directory / "ovs")
         self._add_bridge()
         self._write_pods()
 
+    def _make_switch(self, directory: Path) -> Switch:
+        return Switch(directory, self.node, userspace_tso=self.options.userspace_tso, datapath=self.options.datapath)
+
+    @property
+    def has_switch(self) -> bool:
+        """Whether pods are on Open vSwitch, so that `switch` runs."""
+        return self.options.datapath != PLAIN_BRIDGE
+
     def _add_bridge(self) -> None:
-        self.switch.add_bridge(BRIDGE)
-        if problem := self.switch.vsctl("get", "Interface", BRIDGE, "error").strip("[]"):
-            raise LabError(f"Open vSwitch can't make the device of bridge {BRIDGE}: {problem}")
+        if self.has_switch:
+            self.switch.start()
+            self.switch.add_bridge(BRIDGE)
+            if problem := self.switch.vsctl("get", "Interface", BRIDGE, "error").strip("[]"):
+                raise LabError(f"Open vSwitch can't make the device of bridge {BRIDGE}: {problem}")
+        else:
+            self.ip(self.node, f"link add name {BRIDGE} type bridge")
         self.ip(
             self.node,
             f"link set {BRIDGE} up",
@@ -245,11 +259,19 @@ class Lab:
         mtu: int | None = None,
     ) -> Pod:
         """A pod attached to the bridge. Pods with the same `vlan` share a subnet. `port_settings` are columns of Port."""
+        pod = self._new_pod(name, namespace, labels or {}, vlan)
+        self._plug(pod, mtu or self.options.mtu, self.node)
+        self._attach(pod, port_settings)
+        self._register(pod)
+        return pod
+
+    def _new_pod(self, name: str, namespace: str, labels: Mapping[str, str], vlan: int) -> Pod:
+        """With its namespace, and nothing in it yet."""
         number = next(self._numbers)
-        pod = Pod(
+        return Pod(
             namespace=namespace,
             name=name,
-            labels=dict(labels or {}),
+            labels=dict(labels),
             netns=self.add_namespace(f"pod{number}-{name}"),
             interface="eth0",
             host_name=f"veth{number}",
@@ -258,16 +280,24 @@ class Lab:
             ipv6=_pod_address6(vlan, number + 1),
             vlan=vlan,
         )
-        self._plug(pod, mtu or self.options.mtu)
-        tag = [f"tag={vlan}"] if vlan else []
-        self.switch.add_port(BRIDGE, pod.host_name, *tag, *port_settings)
+
+    def _register(self, pod: Pod) -> None:
         self.pods[str(pod)] = pod
         self._write_pods()
-        return pod
 
-    def _plug(self, pod: Pod, mtu: int) -> None:
+    def _attach(self, pod: Pod, port_settings: Sequence[str]) -> None:
+        if self.has_switch:
+            tag = [f"tag={pod.vlan}"] if pod.vlan else []
+            self.switch.add_port(BRIDGE, pod.host_name, *tag, *port_settings)
+        elif pod.vlan or port_settings:
+            raise LabError("pods of a plain bridge have neither VLANs nor settings of a port")
+        else:
+            self.ip(self.node, f"link set {pod.host_name} master {BRIDGE}")
+
+    def _plug(self, pod: Pod, mtu: int, host: str) -> None:
+        """The pod's veth, whose other end is in the namespace `host`."""
         self.ip(
-            self.node,
+            host,
             f"link add {pod.host_name} mtu {mtu} type veth"
             f" peer name {pod.interface} address {pod.mac} mtu {mtu} netns {pod.netns}",
             f"link set {pod.host_name} up",
@@ -282,17 +312,23 @@ class Lab:
         )
         if not self.options.userspace_tso and self.options.datapath == "netdev":
             # vswitchd passes partial checksums on as they are unless userspace TSO is on.
-            run_in(self.node, ["ethtool", "-K", pod.host_name, "tx", "off"])
+            run_in(host, ["ethtool", "-K", pod.host_name, "tx", "off"])
             run_in(pod.netns, ["ethtool", "-K", pod.interface, "tx", "off"])
 
     def delete_pod(self, pod: Pod) -> None:
         """As a CNI does: the port leaves the bridge, the namespace and with it the veth go."""
-        self.switch.delete_port(BRIDGE, pod.host_name)
+        if self.has_switch:
+            self.switch.delete_port(BRIDGE, self.port_of(pod))
         self.forget_pod(pod)
 
+    def port_of(self, pod: Pod) -> str:
+        """The name of a pod's port."""
+        return pod.host_name
+
     def forget_pod(self, pod: Pod) -> None:
-        """The namespace and the veth go, the row of the port stays behind in the database."""
-        self.delete_namespace(pod.netns)
+        """Its namespaces and the veth go, the row of the port stays behind in the database."""
+        for namespace in filter(None, {pod.netns, pod.sandbox}):
+            self.delete_namespace(namespace)
         del self.pods[str(pod)]
         self._write_pods()
 
@@ -372,7 +408,7 @@ def _declaration(pod: Pod) -> dict[str, object]:
         "namespace": pod.namespace,
         "name": pod.name,
         "labels": dict(pod.labels),
-        "netns": str(registry.NETNS / pod.netns),
+        "netns": str(registry.NETNS / (pod.sandbox or pod.netns)),
     }
 
 

@@ -24,6 +24,8 @@ from vtap_lab.switch import Switch
 
 ROOT = Path("/run/vtap-lab")
 NETNS = Path("/run/netns")
+APPLICATIONS = "apps"
+"""The folder of a second switch, which plays the pods' DPDK applications in labs that have some."""
 _END_TIMEOUT = 5.0
 
 
@@ -153,6 +155,7 @@ def take_down(record: Record) -> None:
     end_processes_in(names, spare=switch.vswitchd_pid)
     switch.stop()
     end_processes_in(names)
+    Switch(record.directory / APPLICATIONS).stop()
     for mount in sorted(mounts_under(record.directory), reverse=True):
         run("umount", "--lazy", mount)
     for name in names:

@@ -264,7 +264,7 @@ class Switch:
         """Start vswitchd and wait until it has configured what the database says."""
         into_namespace = [] if self.namespace is None else ["nsenter", f"--net=/run/netns/{self.namespace}", "--"]
         self._vswitchd.start(
-            [*into_namespace, find_program("ovs-vswitchd"), self.db_remote, *self._daemon_options("ovs-vswitchd")],
+            [*into_namespace, self._vswitchd_program(), self.db_remote, *self._daemon_options("ovs-vswitchd")],
             self.environment,
         )
         self._vswitchd.wait_ready(self._vswitchd_answers)
@@ -310,6 +310,10 @@ class Switch:
             "-vconsole:emer",
             "-vsyslog:off",
         ]
+
+    def _vswitchd_program(self) -> str:
+        """Its control socket is called as the program is."""
+        return find_program("ovs-vswitchd")
 
     def _vswitchd_answers(self) -> bool:
         try:

@@ -159,9 +159,6 @@ def not_run_here(destination: Destination) -> CollectorState:
     """Of an endpoint that somebody else runs, or of a destination that cannot be read."""
     if destination.model is None:
         return CollectorState("", Said("False", "Invalid", "nothing can be sent there, see Accepted"))
-    if destination.model.spec.rewrite is not None:
-        what = "spec.rewrite: is not in this version; use collector, gre, vxlan or erspan"
-        return CollectorState("", Said("False", "BackendUnavailable", what))
     where = destination.model.spec.address
     what = f"copies are sent to {where}, which is not ours: whether they arrive can only be seen there"
     return CollectorState("", Said("True", "External", what))

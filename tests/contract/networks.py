@@ -10,15 +10,15 @@ from tests.contract.frames import Frame
 from tests.contract.sockets import PacketSocket, gather
 from vtap_agent.backends.ovs_mirror import OvsMirrorBackend
 from vtap_agent.drivers.ovsdb import OvsdbConnection
-from vtap_agent.plan.dataplane import Direction, Mirror, MirrorKey
+from vtap_agent.plan.dataplane import Backend, Direction, Feed, Mirror
 from vtap_agent.plan.mirrors import AddTapPort, ObservedMirrors, Stamp, diff, refusals, tap_port_name
 from vtap_agent.plan.steps import Step
 from vtap_lab.lab import BRIDGE, Lab, Pod
 
 NODE = "node-a"
 STAMP = Stamp(NODE, 1)
-EGRESS_TAP = tap_port_name(NODE, MirrorKey(BRIDGE, Direction.EGRESS))
-INGRESS_TAP = tap_port_name(NODE, MirrorKey(BRIDGE, Direction.INGRESS))
+EGRESS_TAP = tap_port_name(NODE, Feed(Backend.OVS_MIRROR, BRIDGE, Direction.EGRESS))
+INGRESS_TAP = tap_port_name(NODE, Feed(Backend.OVS_MIRROR, BRIDGE, Direction.INGRESS))
 
 
 class Network(Protocol):
@@ -55,14 +55,14 @@ class Network(Protocol):
         ...
 
 
-def want(network: Network, egress: Iterable[str] = (), ingress: Iterable[str] = ()) -> dict[MirrorKey, Mirror]:
+def want(network: Network, egress: Iterable[str] = (), ingress: Iterable[str] = ()) -> dict[Feed, Mirror]:
     """The mirrors that copy these pods' packets."""
     wanted = ((Direction.EGRESS, egress), (Direction.INGRESS, ingress))
-    mirrors = [(MirrorKey(BRIDGE, direction), frozenset(map(network.port, pods))) for direction, pods in wanted]
+    mirrors = [(Feed(Backend.OVS_MIRROR, BRIDGE, direction), frozenset(map(network.port, pods))) for direction, pods in wanted]
     return {key: Mirror(key, ports) for key, ports in mirrors if ports}
 
 
-def converge(network: Network, desired: Mapping[MirrorKey, Mirror]) -> dict[MirrorKey, str]:
+def converge(network: Network, desired: Mapping[Feed, Mirror]) -> dict[Feed, str]:
     """One pass: plan, apply, and see that nothing is left to do. Returns what was refused."""
     refused = refusals(network.observe(), desired, NODE)
     network.apply(diff(network.observe(), desired, STAMP))
@@ -70,7 +70,7 @@ def converge(network: Network, desired: Mapping[MirrorKey, Mirror]) -> dict[Mirr
     return refused
 
 
-def tap(network: Network, egress: Iterable[str] = (), ingress: Iterable[str] = ()) -> dict[MirrorKey, str]:
+def tap(network: Network, egress: Iterable[str] = (), ingress: Iterable[str] = ()) -> dict[Feed, str]:
     """Copy these pods' packets, and no others'."""
     return converge(network, want(network, egress, ingress))
 

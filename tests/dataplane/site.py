@@ -78,12 +78,12 @@ class Site:
     # --- taps ------------------------------------------------------------------------------------------------------------
 
     def write_tap(self, name: str, app: str = "web", **spec: object) -> None:
-        """Write a tap's file, and return at once."""
+        """Write a tap's file, and return at once. Copies are made by mirrors, unless `spec` says otherwise."""
         body = {
             "apiVersion": "vtap.dev/v1alpha1",
             "kind": "VirtualTap",
             "metadata": {"name": self._called(name), "namespace": "shop"},
-            "spec": {"podSelector": {"matchLabels": {"app": self._called(app)}}, **spec},
+            "spec": {"podSelector": {"matchLabels": {"app": self._called(app)}}, "backend": "OVSMirror", **spec},
         }
         self.lab.write(self.lab.taps / f"tap-{self._called(name)}.yaml", yaml.safe_dump(body))
 

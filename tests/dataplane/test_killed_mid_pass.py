@@ -20,9 +20,9 @@ from vtap_agent.drivers import libbpf, links
 from vtap_agent.drivers.libbpf import Map
 from vtap_agent.pipeline import TapPortDevices
 from vtap_agent.pipeline.pipeline import Pipeline
-from vtap_agent.plan.dataplane import Action, DataPlane, Direction, Match, Mirror, MirrorKey, Source, TapProgram
+from vtap_agent.plan.dataplane import Action, Backend, DataPlane, Direction, Feed, Match, Mirror, Source, TapProgram
 
-OTHER = MirrorKey("br1", Direction.EGRESS)
+OTHER = Feed(Backend.OVS_MIRROR, "br1", Direction.EGRESS)
 WRITES = (
     *((Map, name) for name in ("update", "delete")),
     *((libbpf, name) for name in ("pin", "attach_tcx", "update_link")),
@@ -80,7 +80,7 @@ def after(node: Node) -> DataPlane:
 
 def one_pass(pipeline: Pipeline, desired: DataPlane) -> None:
     """The loop's part that writes to the kernel: tap ports, steps in order, then tap ports that are wanted no more."""
-    ports: Mapping[MirrorKey, TapPortDevices] = {key: pipeline.ensure_tap_port(key) for key in desired.mirrors}
+    ports: Mapping[Feed, TapPortDevices] = {key: pipeline.ensure_tap_port(key) for key in desired.mirrors}
     for step in pipeline.plan(desired, ports):
         pipeline.apply(step)
     for key in pipeline.tap_ports() - desired.mirrors.keys():
@@ -131,7 +131,7 @@ def holdings(node: Node) -> dict[str, object]:
         "points": sorted(observed.points),
         "peers": sorted(kernel.maps["peers"].walk()),
         "tunnels": sorted(kernel.maps["tunnels"].walk()),
-        "sources": sorted((one.mirror, one.mac, tuple(entry & 0xFFFF for entry in one.entries)) for one in observed.selections),
+        "sources": sorted((one.feed, one.mac, tuple(entry & 0xFFFF for entry in one.entries)) for one in observed.selections),
         "floods": len(kernel.inner("floods", 0)),
         "ports": len(list(kernel.maps["ports"].walk())),
         "devices": sorted(state.name for state in links.stamped()),

@@ -14,7 +14,7 @@ from vtap_lab import preflight, registry, traces
 from vtap_lab.capture import numbered
 from vtap_lab.errors import LabError, wait_for
 from vtap_lab.exchange import start_exchange
-from vtap_lab.lab import COLLECTOR_ADDRESS, COLLECTOR_ADDRESS6, Lab, LabOptions, Pod
+from vtap_lab.lab import COLLECTOR_ADDRESS, COLLECTOR_ADDRESS6, PLAIN_BRIDGE, Lab, LabOptions, Pod
 
 BOTH_TSO = pytest.mark.parametrize("lab", [LabOptions(), LabOptions(userspace_tso=True)], indirect=True, ids=["no-tso", "tso"])
 
@@ -168,3 +168,15 @@ def test_addresses_of_a_pod_are_those_it_has(lab: Lab) -> None:
     shown = lab.run(pod, "ip", "-o", "address", "show", "dev", "eth0")
     assert pod.ipv4 in shown
     assert pod.mac in lab.run(pod, "ip", "link", "show", "dev", "eth0")
+
+
+def test_pods_of_a_plain_bridge_reach_one_another_without_open_vswitch() -> None:
+    if reason := preflight.why_no_lab():
+        pytest.skip(reason)
+    with Lab(LabOptions(datapath=PLAIN_BRIDGE)) as lab:
+        source, target = lab.add_pod("source"), lab.add_pod("target")
+        done = start_exchange(lab, source, target, count=20).finish()
+        assert done.received[str(target)] == done.sent
+        assert lab.switch.vswitchd_pid is None
+        lab.delete_pod(target)
+        assert target.host_name not in lab.run(lab.node, "ip", "-o", "link", "show", "master", "br0")

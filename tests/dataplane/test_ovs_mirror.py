@@ -17,7 +17,7 @@ from tests.contract.frames import BROADCAST, Frame, frame
 from tests.contract.networks import EGRESS_TAP, INGRESS_TAP, NODE, OvsNetwork, converge, tap, want
 from vtap_agent.backends.ovs_mirror import OvsMirrorBackend
 from vtap_agent.drivers.ovsdb import OvsdbConnection
-from vtap_agent.plan.dataplane import DataPlane, Direction, MirrorKey
+from vtap_agent.plan.dataplane import Backend, DataPlane, Direction, Feed
 from vtap_agent.plan.mirror_health import MirrorHealth, MirrorState, unhealthy
 from vtap_lab.lab import BRIDGE, Lab
 
@@ -333,7 +333,7 @@ def test_a_bridge_that_cannot_be_asked_to_spare_it_says_what_to_do(network: OvsN
 
 @pytest.mark.parametrize("actions", ["ALL", "NORMAL,{port}", "resubmit(,0),output:{port}", "clone(output:{port}),NORMAL"])
 def test_flows_that_output_to_the_tap_port_themselves_are_named(network: OvsNetwork, pair: tuple[str, str], actions: str) -> None:
-    key = MirrorKey(BRIDGE, Direction.EGRESS)
+    key = Feed(Backend.OVS_MIRROR, BRIDGE, Direction.EGRESS)
     tap(network, egress=["a"])
     wanted = DataPlane(mirrors=want(network, egress=["a"]))
     network.backend.check_health(wanted)

@@ -12,6 +12,7 @@ from typing import Any
 from ovsdbapp.api import Command
 from ovsdbapp.backend.ovs_idl.command import BaseCommand
 
+from vtap_agent.backends.tap_ports import interface_type
 from vtap_agent.errors import Retry
 from vtap_agent.plan.dataplane import Direction
 from vtap_agent.plan.mirrors import AddTapPort, ChangeMirror, CreateMirror, DeleteMirror, DeleteTapPort, MirrorStep
@@ -69,6 +70,7 @@ class AddTapPortCommand(_StepCommand):
         port.other_config = PORT_OTHER_CONFIG
         port.external_ids = self.step.stamp.external_ids()
         for interface in port.interfaces:
+            interface.type = interface_type(self.step.name)
             interface.mtu_request = [self.step.mtu] if self.step.mtu else []
             interface.external_ids = self.step.stamp.external_ids()
 

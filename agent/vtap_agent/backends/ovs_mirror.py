@@ -9,10 +9,11 @@ from typing import Any
 
 from vtap_agent.backends.flow_purge import FlowPurger
 from vtap_agent.backends.mirror_commands import PORT_OTHER_CONFIG, command
+from vtap_agent.backends.tap_ports import checked, row_type
 from vtap_agent.drivers.ovsdb import OvsdbConnection, Tables, first
 from vtap_agent.drivers.unixctl import DatapathCounters
 from vtap_agent.errors import VtapError, Wait
-from vtap_agent.plan.dataplane import DataPlane, Direction, MirrorKey
+from vtap_agent.plan.dataplane import Backend, DataPlane, Direction, Feed
 from vtap_agent.plan.foreign_flows import outputs_to, told
 from vtap_agent.plan.mirror_health import (
     MirrorHealth,
@@ -21,6 +22,7 @@ from vtap_agent.plan.mirror_health import (
     MirrorState,
     health,
     purge_after_change,
+    unhealthy,
 )
 from vtap_agent.plan.mirrors import (
     ChangeMirror,
@@ -58,15 +60,20 @@ class OvsMirrorBackend:
         self._stamp = Stamp(node, generation)
         self._purger = FlowPurger(connection.vswitchd)
         self._sample: MirrorSample | None = None
-        self._health: dict[MirrorKey, MirrorHealth] = {}
+        self._health: dict[Feed, MirrorHealth] = {}
         self._first_seen: dict[str, float] = {}
-        self._backoff: dict[MirrorKey, tuple[float, float]] = {}
+        self._backoff: dict[Feed, tuple[float, float]] = {}
         self._owes_purge = False
-        self._unflooded: dict[MirrorKey, tuple[int | None, str, int]] = {}
-        self._flood_problems: dict[MirrorKey, str] = {}
-        self._strangers: dict[MirrorKey, str] = {}
-        self._look_at_flows: dict[MirrorKey, tuple[float, float]] = {}
+        self._unflooded: dict[Feed, tuple[int | None, str, int]] = {}
+        self._flood_problems: dict[Feed, str] = {}
+        self._strangers: dict[Feed, str] = {}
+        self._look_at_flows: dict[Feed, tuple[float, float]] = {}
         self._observed: tuple[int, ObservedMirrors] | None = None
+
+    @property
+    def backend(self) -> Backend:
+        """OVSMirror."""
+        return Backend.OVS_MIRROR
 
     @property
     def purges(self) -> int:
@@ -78,7 +85,7 @@ class OvsMirrorBackend:
         """How often vswitchd did not carry out a purge."""
         return self._purger.failures
 
-    def tap_port_name(self, key: MirrorKey) -> str:
+    def tap_port_name(self, key: Feed) -> str:
         """The device that a mirror sends to. It must exist before a step adds it to the bridge."""
         return tap_port_name(self._stamp.node, key)
 
@@ -91,7 +98,7 @@ class OvsMirrorBackend:
         """The steps from what is to `wanted`. Raises Wait where the database is down, unless no mirror is wanted."""
         return diff(self._observe_for(wanted), wanted.mirrors, self._stamp)
 
-    def refusals(self, wanted: DataPlane) -> dict[MirrorKey, str]:
+    def refusals(self, wanted: DataPlane) -> dict[Feed, str]:
         """The mirrors that cannot be had, and what a person has to change."""
         return refusals(self._observe_for(wanted), wanted.mirrors, self._stamp.node)
 
@@ -126,7 +133,7 @@ class OvsMirrorBackend:
     def _keep_out_of_floods(self, wanted: DataPlane) -> None:
         """NORMAL spares a mirror's output port by itself, FLOOD only as long as vswitchd remembers that we asked for it."""
         observed, pid = self._observe_for(wanted), self._connection.vswitchd.pid()
-        due: dict[MirrorKey, tuple[int | None, str, int]] = {}
+        due: dict[Feed, tuple[int | None, str, int]] = {}
         for key in wanted.mirrors:
             port = _tap_port(observed, key, self._stamp.node)
             if port is not None and port.ofport > 0:
@@ -135,12 +142,12 @@ class OvsMirrorBackend:
         self._flood_problems = {}
         for key in due.keys() - self._unflooded.keys():
             try:
-                self._connection.vswitchd.never_flood_to(key.bridge, self.tap_port_name(key))
+                self._connection.vswitchd.never_flood_to(key.place, self.tap_port_name(key))
                 self._unflooded[key] = due[key]
             except VtapError as error:
                 self._flood_problems[key] = str(error)
 
-    def check_health(self, wanted: DataPlane, suspects: frozenset[MirrorKey] = frozenset()) -> Mapping[MirrorKey, MirrorHealth]:
+    def check_health(self, wanted: DataPlane, suspects: frozenset[Feed] = frozenset()) -> Mapping[Feed, MirrorHealth]:
         """Judge each wanted mirror by the counters since the last call, and have running flows purged where these ask for it.
 
         `suspects` are mirrors at whose tap ports packets arrived that fit no source: whether others' flows send them is
@@ -164,6 +171,11 @@ class OvsMirrorBackend:
             self._purge_where_needed(now)
         return self._health
 
+    def problems(self, wanted: DataPlane, suspects: frozenset[Feed]) -> dict[Feed, str]:
+        """A sentence for each wanted mirror that does not copy as it should. See `check_health`."""
+        judged = self.check_health(wanted, suspects)
+        return {feed: said[0] for feed, health in judged.items() if (said := unhealthy({feed: health}))}
+
     def settle(self, timeout: float) -> bool:
         """Wait until no purge is due or running, so that a change has reached every flow; False after `timeout` seconds."""
         return self._purger.wait_idle(timeout)
@@ -175,11 +187,17 @@ class OvsMirrorBackend:
     def _observe_for(self, wanted: DataPlane) -> ObservedMirrors:
         """A node without Open vSwitch is in order as long as nobody wants a mirror there."""
         try:
-            return self.observe()
+            observed = self.observe()
         except Wait:
             if wanted.mirrors:
                 raise
             return ObservedMirrors({})
+        return ObservedMirrors({name: self._with_devices(bridge) for name, bridge in observed.bridges.items()})
+
+    def _with_devices(self, bridge: ObservedBridge) -> ObservedBridge:
+        ours = (port for port in bridge.tap_ports if is_ours(port.stamp, self._stamp.node))
+        taps = {port.uuid: checked(port) for port in ours}
+        return replace(bridge, tap_ports=tuple(taps.get(port.uuid, port) for port in bridge.tap_ports)) if taps else bridge
 
     def _take_sample(self, now: float) -> MirrorSample:
         observed = self.observe()
@@ -188,7 +206,7 @@ class OvsMirrorBackend:
         self._first_seen = {uuid: self._first_seen.get(uuid, now) for uuid in rows}
         return sample(observed, counters, self._stamp.node, now, self._first_seen)
 
-    def _look_for_strangers(self, now: float, suspects: frozenset[MirrorKey]) -> None:
+    def _look_for_strangers(self, now: float, suspects: frozenset[Feed]) -> None:
         """Seldom, because a dump of all flows may be long; and only where there is a reason to."""
         self._strangers = {key: sentence for key, sentence in self._strangers.items() if key in self._health}
         for key, judged in self._health.items():
@@ -202,12 +220,12 @@ class OvsMirrorBackend:
             if key in self._strangers:
                 self._health[key] = replace(judged, state=MirrorState.SHARED, detail=self._strangers[key])
 
-    def _strange_flows(self, key: MirrorKey) -> str:
+    def _strange_flows(self, key: Feed) -> str:
         port = _tap_port(self.observe(), key, self._stamp.node)
         if port is None or port.ofport <= 0:
             return ""
-        flows = outputs_to(self._connection.vswitchd.flows(key.bridge), port.ofport)
-        return told(flows, key.bridge, port.name, port.ofport)
+        flows = outputs_to(self._connection.vswitchd.flows(key.place), port.ofport)
+        return told(flows, key.place, port.name, port.ofport)
 
     def _purge_where_needed(self, now: float) -> None:
         for key, judged in self._health.items():
@@ -219,11 +237,11 @@ class OvsMirrorBackend:
             if now >= earliest:
                 self._backoff[key] = (now + interval, min(PURGE_BACKOFF_LAST, 2 * interval))
                 made = f"{judged.copies} copies where {judged.least} to {judged.most} were due"
-                self._purger.request(f"mirror {key.direction} of bridge {key.bridge} made {made}")
+                self._purger.request(f"mirror {key.direction} of bridge {key.place} made {made}")
 
 
-def _tap_port(observed: ObservedMirrors, key: MirrorKey, node: str) -> ObservedPort | None:
-    bridge, name = observed.bridges.get(key.bridge), tap_port_name(node, key)
+def _tap_port(observed: ObservedMirrors, key: Feed, node: str) -> ObservedPort | None:
+    bridge, name = observed.bridges.get(key.place), tap_port_name(node, key)
     ports = bridge.tap_ports if bridge is not None else ()
     return next((port for port in ports if port.name == name and is_ours(port.stamp, node)), None)
 
@@ -236,10 +254,10 @@ def sample(
     first_seen: Mapping[str, float],
 ) -> MirrorSample:
     """Join the rows of our mirrors with the datapath's counters. A tap port without counters is no device of the datapath."""
-    readings: dict[MirrorKey, MirrorReading] = {}
+    readings: dict[Feed, MirrorReading] = {}
     for bridge in observed.bridges.values():
         for direction in Direction:
-            key = MirrorKey(bridge.name, direction)
+            key = Feed(Backend.OVS_MIRROR, bridge.name, direction)
             name = tap_port_name(node, key)
             row = next((row for row in bridge.mirrors if row.name == name and is_ours(row.stamp, node)), None)
             if row is not None:
@@ -278,7 +296,13 @@ def _bridge(row: Any) -> ObservedBridge:
         mtus={str(port.uuid): mtu for port in row.ports if (mtu := _largest(port, "mtu"))},
         tap_ports=tuple(
             ObservedPort(
-                str(port.uuid), port.name, stamp, _as_made(port), _largest(port, "mtu_request"), _largest(port, "ofport")
+                str(port.uuid),
+                port.name,
+                stamp,
+                _as_made(port),
+                _largest(port, "mtu_request"),
+                _largest(port, "ofport"),
+                row_type(port),
             )
             for port, stamp in stamped
             if stamp is not None

@@ -21,6 +21,7 @@ struct pick {
 	__u32 hash;
 	__u32 near_ifindex;
 	__u32 pending_ifindex; /* where the pending one goes */
+	__u32 ifindex; /* where it was picked */
 	__u64 clock; /* CLOCK_MONOTONIC, 0 until it is needed */
 	__u8 parsed;
 	__u8 hashed;

@@ -23,6 +23,10 @@ struct source_key {
 	__u8 mac[6];
 };
 
+/* In place of a VLAN, with a MAC address of zeros: all that passes the device in that direction, as the pod sees it. */
+#define HOOK_INGRESS 0xfffe
+#define HOOK_EGRESS 0xfffd
+
 #define SOURCE_STRIP 1 /* the outermost tag is the bridge's, the pod never saw it */
 
 /* entries: slot in the low half, index of its program in the high half. */
@@ -149,6 +153,7 @@ struct point {
 #define ENCAP_GRE 1
 #define ENCAP_VXLAN 2
 #define ENCAP_ERSPAN2 3
+#define ENCAP_REWRITE 4 /* no header of ours: `header` holds the monitor's addresses, see rewrite_layout.h */
 
 #define DESTINATION_TRAILER 1
 #define DESTINATION_FRAGMENT 2
@@ -204,7 +209,9 @@ struct send_counters {
 	__u64 dropped_redirect;
 	__u64 dropped_malformed;
 	__u64 dropped_not_ready;
-	__u64 zero[3];
+	__u64 dropped_not_rewritable;
+	__u64 dropped_no_id;
+	__u64 zero[1];
 };
 
 /* One a slot, shared by all CPUs. */
@@ -241,6 +248,7 @@ struct control {
 #define TICKET_GEOMETRIC 2 /* segment `chosen`, then `following`, then as the sampler draws */
 #define TICKET_LIMITED 4
 #define TICKET_CUT 8 /* cut out of a super-packet by `pick` */
+#define TICKET_ORIGINAL 16 /* on a clone of an original, until `enter` has seen it */
 #define TICKET_NO_MORE 0xffff /* in place of a segment that follows */
 
 /* What `pick` knows of a packet and `send` needs for each of its segments. */

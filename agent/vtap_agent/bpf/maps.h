@@ -113,6 +113,8 @@ MAP(slots, ARRAY, MAX_SLOTS, __u32, struct shared, 0);
 MAP(fragment_ids, ARRAY, MAX_SLOTS, __u32, __u32, 0);
 MAP(picked, PERCPU_ARRAY, MAX_SLOTS, __u32, struct pick_counters, 0);
 MAP(handled, PERCPU_ARRAY, MAX_SLOTS, __u32, struct send_counters, 0);
+/* Devices that `watch` is at, noted by the agent: by ifindex, see hooks.py. */
+MAP(hooks, HASH, MAX_SLOTS * 2, __u32, __u32, BPF_F_NO_PREALLOC);
 MAP(ports, PERCPU_HASH, 256, __u32, struct port_counters, 0);
 MAP(node, PERCPU_ARRAY, 1, __u32, struct node_counters, 0);
 MAP(controls, ARRAY, 1, __u32, struct control, 0);

@@ -118,12 +118,12 @@ static __always_inline void choose_queue(struct __sk_buff *skb, struct cursor *c
 }
 
 /* Queues by tap port, that of each keep their order. One visit takes 64 packets of a port, of two segments at most: a queue holds 256. */
-static __always_inline void choose_cut_queue(struct __sk_buff *skb, const struct control *control)
+static __always_inline void choose_cut_queue(struct __sk_buff *skb, const struct control *control, __u32 ifindex)
 {
 	__u32 cpu = bpf_get_smp_processor_id();
 
 	if (cpu < control->cpus)
-		skb->queue_mapping = cpu * CUT_QUEUES + (skb->ifindex & (CUT_QUEUES - 1)) + 1;
+		skb->queue_mapping = cpu * CUT_QUEUES + (ifindex & (CUT_QUEUES - 1)) + 1;
 }
 
 static __always_inline struct ticket *take_ticket(struct cursor *cursor, const struct control *control, __u32 *mark)
@@ -204,11 +204,12 @@ struct selection {
 	__u32 cut[MAX_CUTS]; /* and which */
 };
 
-/* Fills in a ticket; the copy leaves when the next tap point is selected, or with the packet itself if none is. */
+/* Fills in a ticket; the copy leaves when the next tap point is selected, or with the packet itself if none is. Of an `original` a
+ * clone leaves at once, as it is: `enter` makes of it what is done to a copy here. */
 static __always_inline int hand_over(struct __sk_buff *skb, struct pick *c, struct pick_counters *counters, const struct program *program,
-				const struct selection *selection)
+				const struct selection *selection, const int original)
 {
-	__u32 zero = 0, slot = selection->entry & 0xffff, mark, tag, cuts, ifindex, i;
+	__u32 zero = 0, slot = selection->entry & 0xffff, mark, tag, cuts = 0, ifindex = 0, own_mark, i;
 	struct control *control;
 	struct cursor *cursor;
 	struct ticket *ticket;
@@ -240,18 +241,20 @@ static __always_inline int hand_over(struct __sk_buff *skb, struct pick *c, stru
 		counters->dropped_not_ready += c->segments;
 		return 0;
 	}
-	prepare(skb, c);
 	c->near_ifindex = control->near_ifindex;
-	cuts = control->cut_ifindex && selection->cuts && can_cut(skb, c) ? selection->cuts : 0;
-	if (c->pending && (cuts || !c->cuts)) {
-		hand_over_clone(skb, c, c->pending, c->near_ifindex);
-		c->pending = 0;
+	if (!original) {
+		prepare(skb, c);
+		cuts = control->cut_ifindex && selection->cuts && can_cut(skb, c) ? selection->cuts : 0;
+		if (c->pending && (cuts || !c->cuts)) {
+			hand_over_clone(skb, c, c->pending, c->near_ifindex);
+			c->pending = 0;
+		}
+		ifindex = cuts ? control->cut_ifindex : control->near_ifindex;
+		if (cuts)
+			choose_cut_queue(skb, control, skb->ifindex);
+		else
+			choose_queue(skb, cursor, control, c->segments);
 	}
-	ifindex = cuts ? control->cut_ifindex : control->near_ifindex;
-	if (cuts)
-		choose_cut_queue(skb, control);
-	else
-		choose_queue(skb, cursor, control, c->segments);
 	ticket = take_ticket(cursor, control, &mark);
 	if (!ticket) {
 		counters->dropped_not_ready += c->segments;
@@ -265,7 +268,7 @@ static __always_inline int hand_over(struct __sk_buff *skb, struct pick *c, stru
 	ticket->cut = kept_bytes(program, c);
 	ticket->slot = slot;
 	ticket->program = selection->entry >> 16;
-	ticket->mode = selection->mode | (program->cost_per_byte ? TICKET_LIMITED : 0);
+	ticket->mode = selection->mode | (program->cost_per_byte ? TICKET_LIMITED : 0) | (original ? TICKET_ORIGINAL : 0);
 	ticket->ethertype = c->packet.ethertype;
 	ticket->header_length = c->packet.header_length;
 	tag = c->strip && c->packet.tag_count;
@@ -276,9 +279,15 @@ static __always_inline int hand_over(struct __sk_buff *skb, struct pick *c, stru
 	ticket->following = selection->following;
 	ticket->mark = mark;
 	counters->handed += c->segments;
+	if (original) {
+		own_mark = skb->mark;
+		hand_over_clone(skb, c, mark, c->near_ifindex);
+		skb->mark = own_mark;
+		return 0;
+	}
 	if (c->pending) { /* It is to be cut, which the others' copies have to be before. */
 		hand_over_clone(skb, c, mark, c->near_ifindex);
-		choose_cut_queue(skb, control);
+		choose_cut_queue(skb, control, skb->ifindex);
 		return 0;
 	}
 	c->pending = mark;
@@ -386,12 +395,11 @@ static __always_inline int over_rate(const struct program *program, struct pick_
 }
 
 /* What the filter lets pass: sampler, limit, and over to the pair. */
-__noinline int admit(struct __sk_buff *skb, struct pick *c, struct pick_counters *counters, struct program *program, __u32 entry)
+static __always_inline int admitted(struct __sk_buff *skb, struct pick *c, struct pick_counters *counters, struct program *program,
+				    __u32 entry, const int original)
 {
 	struct selection selection;
 
-	if (!c || !counters || !program)
-		return 0;
 	if (program->sampling == SAMPLE_FLOWS) {
 		parse_once(skb, c);
 		if (c->broken) {
@@ -401,16 +409,31 @@ __noinline int admit(struct __sk_buff *skb, struct pick *c, struct pick_counters
 	}
 	if (!sampled(program, c, counters, entry, &selection) || over_rate(program, counters, c, &selection))
 		return 0;
-	return hand_over(skb, c, counters, program, &selection);
+	return hand_over(skb, c, counters, program, &selection, original);
+}
+
+__noinline int admit(struct __sk_buff *skb, struct pick *c, struct pick_counters *counters, struct program *program, __u32 entry)
+{
+	if (!c || !counters || !program)
+		return 0;
+	return admitted(skb, c, counters, program, entry, 0);
+}
+
+/* A program that writes into packets has the kernel make each of them writable first, which originals are to be spared: hence apart. */
+__noinline int admit_original(struct __sk_buff *skb, struct pick *c, struct pick_counters *counters, struct program *program,
+			      __u32 entry)
+{
+	if (!c || !counters || !program)
+		return 0;
+	return admitted(skb, c, counters, program, entry, 1);
 }
 
 /* One tap point's whole way through filter and sampler. */
-__noinline int judge(struct __sk_buff *skb, struct pick *c, struct pick_counters *counters, struct program *program, __u32 entry)
+static __always_inline int judged(struct __sk_buff *skb, struct pick *c, struct pick_counters *counters, struct program *program,
+				  __u32 entry, const int original)
 {
 	int include;
 
-	if (!c || !counters || !program)
-		return 0;
 	counters->seen += c->segments;
 	counters->seen_bytes += c->strip & c->tagged ? c->bytes - 4 * c->segments : c->bytes;
 	if (program->rule_count)
@@ -424,10 +447,25 @@ __noinline int judge(struct __sk_buff *skb, struct pick *c, struct pick_counters
 		counters->excluded += c->segments;
 		return 0;
 	}
-	return admit(skb, c, counters, program, entry);
+	return original ? admit_original(skb, c, counters, program, entry) : admit(skb, c, counters, program, entry);
 }
 
-static __noinline int visit(struct __sk_buff *skb, struct pick *c, __u32 entry)
+__noinline int judge(struct __sk_buff *skb, struct pick *c, struct pick_counters *counters, struct program *program, __u32 entry)
+{
+	if (!c || !counters || !program)
+		return 0;
+	return judged(skb, c, counters, program, entry, 0);
+}
+
+__noinline int judge_original(struct __sk_buff *skb, struct pick *c, struct pick_counters *counters, struct program *program,
+			      __u32 entry)
+{
+	if (!c || !counters || !program)
+		return 0;
+	return judged(skb, c, counters, program, entry, 1);
+}
+
+static __always_inline int visited(struct __sk_buff *skb, struct pick *c, __u32 entry, const int original)
 {
 	__u32 slot = entry & 0xffff;
 	struct pick_counters *counters = bpf_map_lookup_elem(&picked, &slot);
@@ -436,11 +474,21 @@ static __noinline int visit(struct __sk_buff *skb, struct pick *c, __u32 entry)
 	if (!counters)
 		return 0;
 	if (program)
-		return judge(skb, c, counters, program, entry);
+		return original ? judge_original(skb, c, counters, program, entry) : judge(skb, c, counters, program, entry);
 	counters->seen += c->segments;
 	counters->seen_bytes += c->bytes;
 	counters->dropped_not_ready += c->segments;
 	return 0;
+}
+
+static __noinline int visit(struct __sk_buff *skb, struct pick *c, __u32 entry)
+{
+	return visited(skb, c, entry, 0);
+}
+
+static __noinline int visit_original(struct __sk_buff *skb, struct pick *c, __u32 entry)
+{
+	return visited(skb, c, entry, 1);
 }
 
 /* The segments that were cut out are all that is left to hand over. */
@@ -514,6 +562,15 @@ static long visit_listed(__u32 i, struct walk *walk)
 	return 0;
 }
 
+static long visit_listed_original(__u32 i, struct walk *walk)
+{
+	struct source *source = walk->list;
+
+	if (i < MAX_POINTS)
+		visit_original(walk->skb, walk->c, source->entries[i]);
+	return 0;
+}
+
 static long visit_flooded(__u32 i, struct walk *walk)
 {
 	struct flood *flood = walk->list;
@@ -531,9 +588,8 @@ static long visit_flooded(__u32 i, struct walk *walk)
 	return 0;
 }
 
-static __always_inline int unattributed(struct __sk_buff *skb, __u32 segments)
+static __always_inline int unattributed(__u32 ifindex, __u32 segments)
 {
-	__u32 ifindex = skb->ifindex;
 	struct port_counters *port = bpf_map_lookup_elem(&ports, &ifindex);
 
 	if (port)
@@ -564,6 +620,7 @@ static __always_inline void start(struct __sk_buff *skb, struct pick *c, int ing
 	c->strip = strip;
 	c->segments = 1;
 	c->tagged = tagged;
+	c->ifindex = skb->ifindex;
 	c->bytes = skb->len + (skb->vlan_present ? 4 : 0);
 }
 

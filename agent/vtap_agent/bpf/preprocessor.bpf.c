@@ -2,6 +2,7 @@
 /* The preprocessor of VirtualTap: `pick` at the tap ports, `send` at the far end of the normalising pair. docs/preprocessor.md */
 #include "pick.h"
 #include "send.h"
+#include "rewrite_send.h"
 
 static __always_inline struct source *find_source(struct source_key *key)
 {
@@ -47,7 +48,7 @@ static __always_inline int pick_flooded(struct __sk_buff *skb, __u32 vlan, int t
 		return TC_ACT_SHOT;
 	receivers = flood_list(skb, c, vlan);
 	receivers += flood_list(skb, c, ANY_VLAN);
-	return receivers ? finish(skb, c) : unattributed(skb, c->segments);
+	return receivers ? finish(skb, c) : unattributed(skb->ifindex, c->segments);
 }
 
 static __always_inline __u32 find_quick(__u64 mac_vlan, __u32 ifindex)
@@ -88,7 +89,7 @@ static __always_inline int decided_early(struct pick_counters *counters, const s
 
 /* A packet in one piece whose filter takes no parsing, or is asked about the most common kind: without another call. */
 static __always_inline int pick_quickly(struct __sk_buff *skb, int ingress, int tagged, __u32 entry, int strip,
-					struct pick_counters *counters, struct program *program, struct pick *c)
+					struct pick_counters *counters, struct program *program, struct pick *c, const int original)
 {
 	__u32 bytes = skb->len + (skb->vlan_present ? 4 : 0) - (strip && tagged ? 4 : 0);
 	int verdict = decided_early(counters, program, bytes), include = program->flags & PROGRAM_INCLUDE, parsed = 0;
@@ -109,11 +110,13 @@ static __always_inline int pick_quickly(struct __sk_buff *skb, int ingress, int 
 	}
 	start(skb, c, ingress, tagged, strip);
 	c->parsed = parsed;
+	if (original)
+		return admit_original(skb, c, counters, program, entry);
 	admit(skb, c, counters, program, entry);
 	return finish(skb, c);
 }
 
-static __always_inline int pick_single(struct __sk_buff *skb, int ingress, int tagged, __u32 place)
+static __always_inline int pick_single(struct __sk_buff *skb, int ingress, int tagged, __u32 place, const int original)
 {
 	__u32 slot = place & (MAX_SLOTS - 1), index = place >> QUICK_PROGRAM_SHIFT & (MAX_SLOTS - 1), zero = 0;
 	struct pick_counters *counters = bpf_map_lookup_elem(&picked, &slot);
@@ -124,13 +127,15 @@ static __always_inline int pick_single(struct __sk_buff *skb, int ingress, int t
 	if (!counters || !c)
 		return TC_ACT_SHOT;
 	if (program && !skb->gso_size) {
-		verdict = pick_quickly(skb, ingress, tagged, slot | index << 16, strip, counters, program, c);
+		verdict = pick_quickly(skb, ingress, tagged, slot | index << 16, strip, counters, program, c, original);
 		if (verdict >= 0)
 			return verdict;
 	}
 	c = begin(skb, ingress, tagged, strip);
 	if (!c)
 		return TC_ACT_SHOT;
+	if (original)
+		return visit_original(skb, c, slot | index << 16);
 	if (program)
 		judge(skb, c, counters, program, slot | index << 16);
 	else
@@ -144,7 +149,7 @@ static __always_inline int pick_listed(struct __sk_buff *skb, int ingress, int t
 	struct walk walk = {.skb = skb, .list = source};
 
 	if (!source)
-		return unattributed(skb, skb->gso_segs ? skb->gso_segs : 1);
+		return unattributed(skb->ifindex, skb->gso_segs ? skb->gso_segs : 1);
 	walk.c = begin(skb, ingress, tagged, source->flags & SOURCE_STRIP);
 	if (!walk.c)
 		return TC_ACT_SHOT;
@@ -162,13 +167,13 @@ static __always_inline int pick(struct __sk_buff *skb, int ingress)
 	int tagged = 0;
 
 	if (data + sizeof(*eth) > end)
-		return unattributed(skb, 1);
+		return unattributed(skb->ifindex, 1);
 	if (skb->vlan_present) {
 		vlan = skb->vlan_tci & 0xfff;
 		tagged = 1;
 	} else if (is_tag(eth->type)) {
 		if (data + sizeof(*eth) + 4 > end)
-			return unattributed(skb, 1);
+			return unattributed(skb->ifindex, 1);
 		vlan = bpf_ntohs(*(__be16 *)(data + sizeof(*eth))) & 0xfff;
 		tagged = 1;
 	}
@@ -178,7 +183,7 @@ static __always_inline int pick(struct __sk_buff *skb, int ingress)
 		return pick_flooded(skb, vlan, tagged);
 	place = find_quick(mac_vlan | (__u64)vlan << 48, ifindex);
 	if (place)
-		return pick_single(skb, ingress, tagged, place);
+		return pick_single(skb, ingress, tagged, place, 0);
 	key.ifindex = ifindex;
 	key.vlan = vlan;
 	__builtin_memcpy(key.mac, &mac_vlan, 6);
@@ -197,6 +202,114 @@ int pick_egress(struct __sk_buff *skb)
 	return pick(skb, 0);
 }
 
+/* At a pod's host-side device: the packets are originals, which go on their way as they came, and others' programs see them too. */
+static __always_inline int watch(struct __sk_buff *skb, const int ingress)
+{
+	__u32 hook = ingress ? HOOK_INGRESS : HOOK_EGRESS, place = find_quick((__u64)hook << 48, skb->ifindex), zero = 0;
+	struct source_key key = {.ifindex = skb->ifindex, .vlan = hook};
+	struct walk walk = {.skb = skb};
+	struct source *source;
+	void *inner;
+
+	if (place) {
+		pick_single(skb, ingress, skb->vlan_present, place, 1);
+		return TC_ACT_UNSPEC;
+	}
+	inner = bpf_map_lookup_elem(&sources, &zero);
+	source = inner ? bpf_map_lookup_elem(inner, &key) : 0;
+	if (!source) {
+		unattributed(hook, skb->gso_segs ? skb->gso_segs : 1);
+		return TC_ACT_UNSPEC;
+	}
+	walk.list = source;
+	walk.c = begin(skb, ingress, skb->vlan_present, 0);
+	if (walk.c)
+		bpf_loop(source->count, visit_listed_original, &walk, 0);
+	return TC_ACT_UNSPEC;
+}
+
+SEC("tc")
+int watch_ingress(struct __sk_buff *skb)
+{
+	return watch(skb, 1);
+}
+
+SEC("tc")
+int watch_egress(struct __sk_buff *skb)
+{
+	return watch(skb, 0);
+}
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct pick);
+} entrants SEC(".maps");
+
+/* Which segments are all that is wanted of a super-packet, by its ticket. */
+static __always_inline void read_cuts(const struct ticket *ticket, struct pick *c)
+{
+	__u32 kind = ticket->mode & (TICKET_FIRST | TICKET_GEOMETRIC), next = ticket->following & 0xffff;
+
+	c->cuts = 0;
+	if (kind == TICKET_FIRST && ticket->chosen <= MAX_CUTS) {
+		c->cuts = ticket->chosen;
+		c->cut[0] = 0;
+		c->cut[1] = 1;
+	} else if (kind == TICKET_GEOMETRIC) {
+		c->cut[0] = ticket->chosen;
+		c->cut[1] = next;
+		if (next == TICKET_NO_MORE)
+			c->cuts = 1;
+		else if (ticket->following >> 16 == TICKET_NO_MORE)
+			c->cuts = 2;
+	}
+}
+
+/* A clone of an original at the near end, before the kernel takes it apart. It comes from `watch` on this very CPU, which waits for
+ * it meanwhile: what that knows of the packet still holds. */
+static __always_inline int enter_clone(struct __sk_buff *skb, struct ticket *ticket)
+{
+	__u32 zero = 0;
+	struct pick *known = bpf_map_lookup_elem(&picks, &zero), *c = bpf_map_lookup_elem(&entrants, &zero);
+	struct control *control = bpf_map_lookup_elem(&controls, &zero);
+	struct cursor *cursor = bpf_map_lookup_elem(&cursors, &zero);
+
+	if (!known || !c || !control || !cursor)
+		return TC_ACT_SHOT;
+	ticket->mode &= ~TICKET_ORIGINAL;
+	__builtin_memcpy(c, known, sizeof(*c));
+	c->prepared = 0;
+	c->pending = skb->mark;
+	c->near_ifindex = control->near_ifindex;
+	prepare(skb, c);
+	read_cuts(ticket, c);
+	if (c->cuts && control->cut_ifindex && can_cut(skb, c)) {
+		c->pending_ifindex = control->cut_ifindex;
+		choose_cut_queue(skb, control, c->ifindex);
+		if (cut(skb, c) < 0)
+			return TC_ACT_SHOT;
+		if (c->pending_ifindex != c->near_ifindex) {
+			skb->mark = c->pending;
+			return bpf_redirect(c->pending_ifindex, 0);
+		}
+	}
+	choose_queue(skb, cursor, control, c->segments);
+	return TC_ACT_UNSPEC;
+}
+
+SEC("tc")
+int enter(struct __sk_buff *skb)
+{
+	__u32 mark = skb->mark, index = mark & 0x3fffff;
+	struct ticket *ticket = bpf_map_lookup_elem(&tickets, &index);
+
+	if (!mark || !ticket || ticket->mark != mark || !(ticket->mode & TICKET_ORIGINAL))
+		return TC_ACT_UNSPEC;
+	return enter_clone(skb, ticket);
+}
+
 static __always_inline int stale(void)
 {
 	__u32 zero = 0;
@@ -204,6 +317,39 @@ static __always_inline int stale(void)
 
 	if (counters)
 		counters->stale++;
+	return TC_ACT_SHOT;
+}
+
+/* The copy leaves as it is but for its addresses. Its number only counts. */
+static __always_inline int send_rewritten(struct __sk_buff *skb, struct job *j, struct shared *shared, const struct program *program)
+{
+	__u32 length = skb->len;
+	int outcome;
+
+	if (length > j->destination->mtu + ETHERNET) {
+		j->counters->dropped_oversize++;
+		return TC_ACT_SHOT;
+	}
+	if (j->ticket->mode & TICKET_LIMITED && program && program->cost_per_byte && !bucket_charge(shared, program, length)) {
+		j->counters->limited++;
+		return TC_ACT_SHOT;
+	}
+	/* volatile: else clang merges the two into a write that the verifier refuses. */
+	*(volatile __u32 *)&skb->mark = 0;
+	*(volatile __u32 *)&skb->queue_mapping = 0;
+	outcome = rewrite(skb, j->destination, j->ticket, j->point->destination);
+	if (outcome == REWRITTEN && bpf_redirect(j->destination->ifindex, 0) == TC_ACT_REDIRECT) {
+		__sync_fetch_and_add(&shared->sequence, 1);
+		j->counters->sent++;
+		j->counters->sent_bytes += length;
+		return TC_ACT_REDIRECT;
+	}
+	if (outcome == NOT_REWRITABLE)
+		j->counters->dropped_not_rewritable++;
+	else if (outcome == NO_ID_LEFT)
+		j->counters->dropped_no_id++;
+	else
+		j->counters->dropped_redirect++;
 	return TC_ACT_SHOT;
 }
 
@@ -248,6 +394,8 @@ static __always_inline int send_copy(struct __sk_buff *skb)
 	}
 	if (j.ticket->mode & TICKET_CUT)
 		unify_checksum(skb);
+	if (j.destination->encapsulation == ENCAP_REWRITE)
+		return send_rewritten(skb, &j, shared, program);
 	if (size_up(&j, skb->len)) {
 		j.counters->dropped_oversize++;
 		return TC_ACT_SHOT;

@@ -23,15 +23,17 @@ BPF_MAP_TYPE_PERCPU_ARRAY = 6
 BPF_MAP_TYPE_ARRAY_OF_MAPS = 12
 PER_CPU_TYPES = frozenset({BPF_MAP_TYPE_PERCPU_HASH, BPF_MAP_TYPE_PERCPU_ARRAY})
 BPF_F_NO_PREALLOC = 1
-BPF_TCX_INGRESS = 46
+BPF_TCX_INGRESS, BPF_TCX_EGRESS = 46, 47
+BPF_F_BEFORE = 1 << 3
 BPF_XDP = 37
 XDP_FLAGS_DRV_MODE = 1 << 2
 """enum bpf_attach_type, Linux 6.6 and newer."""
-BPF_TC_INGRESS = 1
+BPF_TC_INGRESS, BPF_TC_EGRESS = 1, 2
 BPF_TC_F_REPLACE = 1
 LOG_LINES = 20
 ENOTSUPP = 524
 """The kernel's own number for what a type of map cannot do; no errno of user space."""
+MAX_TCX = 64
 BATCH = 4096
 """Entries that are read at once of a map of any size."""
 _Bytes = ctypes.Array[ctypes.c_char]
@@ -185,9 +187,11 @@ def _library() -> ctypes.CDLL:
         "bpf_prog_test_run_opts": [c_int, c_void_p],
         "bpf_link_create": [c_int, c_int, c_int, c_void_p],
         "bpf_link_update": [c_int, c_int, c_void_p],
+        "bpf_prog_query": [c_int, c_int, c_uint32, c_void_p, c_void_p, c_void_p],
         "bpf_tc_hook_create": [c_void_p],
         "bpf_tc_hook_destroy": [c_void_p],
         "bpf_tc_attach": [c_void_p, c_void_p],
+        "bpf_tc_detach": [c_void_p, c_void_p],
         "bpf_tc_query": [c_void_p, c_void_p],
         "libbpf_num_possible_cpus": [],
     }
@@ -428,15 +432,17 @@ def link_info(fd: int) -> Link:
     return Link(ifindex=info.ifindex, program_id=info.prog_id)
 
 
-def attach_tcx(program: int, ifindex: int) -> int:
-    """A new tcx link at ingress. EINVAL from a kernel older than 6.6."""
-    return _checked(_lib().bpf_link_create(program, ifindex, BPF_TCX_INGRESS, None), f"attach to interface {ifindex}")
-
-
 class _LinkOpts(ctypes.Structure):
     """struct bpf_link_create_opts up to its flags, and the zeros that libbpf wants behind them."""
 
     _fields_ = (("sz", c_size_t), ("flags", c_uint32), ("zero", c_uint32 * 13))
+
+
+def attach_tcx(program: int, ifindex: int, *, egress: bool = False, first: bool = False) -> int:
+    """A new tcx link at ingress or egress, behind the others or in front of them. EINVAL from a kernel older than 6.6."""
+    where = BPF_TCX_EGRESS if egress else BPF_TCX_INGRESS
+    opts = _LinkOpts(sz=sizeof(_LinkOpts), flags=BPF_F_BEFORE if first else 0)
+    return _checked(_lib().bpf_link_create(program, ifindex, where, byref(opts)), f"attach to interface {ifindex}")
 
 
 def attach_xdp(program: int, ifindex: int) -> int:
@@ -450,18 +456,59 @@ def update_link(link: int, program: int) -> None:
     _checked(_lib().bpf_link_update(link, program, None), "replace a link's program")
 
 
-def attach_clsact(program: int, ifindex: int, priority: int, handle: int) -> None:
-    """Attaches at clsact ingress in place of whatever has this priority and handle."""
-    hook = _TcHook(sz=sizeof(_TcHook), ifindex=ifindex, attach_point=BPF_TC_INGRESS)
+def _clsact(ifindex: int, egress: bool) -> ctypes.Structure:
+    return _TcHook(sz=sizeof(_TcHook), ifindex=ifindex, attach_point=BPF_TC_EGRESS if egress else BPF_TC_INGRESS)
+
+
+def tcx_programs(ifindex: int, *, egress: bool = False) -> list[int]:
+    """Numbers of the programs in the order in which they see packets, the first MAX_TCX of them; none before Linux 6.6."""
+    ids, count = (c_uint32 * MAX_TCX)(), c_uint32(MAX_TCX)
+    where = BPF_TCX_EGRESS if egress else BPF_TCX_INGRESS
+    result = _lib().bpf_prog_query(ifindex, where, 0, None, ids, byref(count))
+    if result < 0 and -result in (errno.EINVAL, errno.ENODEV, errno.ENOENT):
+        return []
+    if -result != errno.ENOSPC:
+        _checked(result, f"query interface {ifindex}")
+    return list(ids[: min(count.value, MAX_TCX)])
+
+
+def make_clsact(ifindex: int) -> bool:
+    """Adds the clsact qdisc; False where there is one."""
+    made = _lib().bpf_tc_hook_create(byref(_clsact(ifindex, egress=False)))
+    if -made == errno.EEXIST:
+        return False
+    _checked(made, f"add clsact to interface {ifindex}")
+    return True
+
+
+def remove_clsact(ifindex: int) -> None:
+    """Removes the clsact qdisc and all that hangs at it; nothing happens where there is none."""
+    both = _TcHook(sz=sizeof(_TcHook), ifindex=ifindex, attach_point=BPF_TC_INGRESS | BPF_TC_EGRESS)
+    result = _lib().bpf_tc_hook_destroy(byref(both))
+    if result < 0 and -result not in (errno.ENOENT, errno.EINVAL, errno.ENODEV):
+        _checked(result, f"remove clsact from interface {ifindex}")
+
+
+def attach_clsact(program: int, ifindex: int, priority: int, handle: int, *, egress: bool = False) -> None:
+    """Attaches at clsact ingress or egress in place of whatever has this priority and handle."""
+    hook = _clsact(ifindex, egress)
     if (made := _lib().bpf_tc_hook_create(byref(hook))) < 0 and -made != errno.EEXIST:
         _checked(made, f"add clsact to interface {ifindex}")
     opts = _TcOpts(sz=sizeof(_TcOpts), prog_fd=program, flags=BPF_TC_F_REPLACE, handle=handle, priority=priority)
     _checked(_lib().bpf_tc_attach(byref(hook), byref(opts)), f"attach to interface {ifindex}")
 
 
-def clsact_program(ifindex: int, priority: int, handle: int) -> int | None:
-    """The id of the program at this priority and handle of clsact ingress, None without one."""
-    hook = _TcHook(sz=sizeof(_TcHook), ifindex=ifindex, attach_point=BPF_TC_INGRESS)
+def detach_clsact(ifindex: int, priority: int, handle: int, *, egress: bool = False) -> None:
+    """Undoes `attach_clsact`; nothing happens where nothing has this priority and handle. The qdisc stays: others may use it."""
+    hook, opts = _clsact(ifindex, egress), _TcOpts(sz=sizeof(_TcOpts), handle=handle, priority=priority)
+    result = _lib().bpf_tc_detach(byref(hook), byref(opts))
+    if result < 0 and -result not in (errno.ENOENT, errno.EINVAL, errno.ENODEV):
+        _checked(result, f"detach from interface {ifindex}")
+
+
+def clsact_program(ifindex: int, priority: int, handle: int, *, egress: bool = False) -> int | None:
+    """The id of the program at this priority and handle of clsact, None without one."""
+    hook = _clsact(ifindex, egress)
     opts = _TcOpts(sz=sizeof(_TcOpts), handle=handle, priority=priority)
     result = _lib().bpf_tc_query(byref(hook), byref(opts))
     if result >= 0:

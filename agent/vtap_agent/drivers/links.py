@@ -9,6 +9,7 @@ import array
 import errno
 import fcntl
 import logging
+import os
 import socket
 import struct
 from dataclasses import dataclass
@@ -28,6 +29,13 @@ ETHTOOL_SFEATURES = 0x3B
 ETHTOOL_GSTRINGS = 0x1B
 ETHTOOL_GSSET_INFO = 0x37
 ETH_SS_FEATURES = 4
+TUN = "/dev/net/tun"
+TUNSETIFF, TUNSETPERSIST = 0x400454CA, 0x400454CB
+IFF_TAP, IFF_NO_PI = 0x2, 0x1000
+TAP_KIND = "tun"
+"""What rtnetlink calls the kind of device that /dev/net/tun makes, tap or tun."""
+LARGEST_TAP_MTU = 65535 - 14
+"""Less the Ethernet header, as drivers/net/tun.c bounds it."""
 FEATURE_NAME_BYTES = 32
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 NLM_F_EXCL = 0x200
@@ -45,7 +53,7 @@ _DROPS_AT = 48
 
 @dataclass(frozen=True, slots=True)
 class LinkState:
-    """A device as the kernel describes it. `gro_max_size` is 0 where the kernel doesn't say."""
+    """A device as the kernel describes it. `gro_max_size` is 0 where the kernel doesn't say; `kind` is like "veth"."""
 
     index: int
     name: str
@@ -57,6 +65,7 @@ class LinkState:
     tx_queues: int
     rx_queues: int
     gro_max_size: int
+    kind: str = ""
 
 
 def _message(index: int = 0, flags: int = 0, change: int = 0, attributes: bytes = b"") -> bytes:
@@ -92,6 +101,7 @@ def _state(message: Message) -> LinkState:
         tx_queues=number(IFLA_NUM_TX_QUEUES) or 1,
         rx_queues=number(IFLA_NUM_RX_QUEUES) or 1,
         gro_max_size=number(IFLA_GRO_MAX_SIZE),
+        kind=attributes(found.get(IFLA_LINKINFO, b"")).get(IFLA_INFO_KIND, b"").rstrip(b"\0").decode(),
     )
 
 
@@ -150,6 +160,35 @@ def create_veth(name: str, peer: str, queues: int = 1) -> None:
             netlink.request(RTM_NEWLINK, wanted, NLM_F_CREATE | NLM_F_EXCL)
         except NetlinkError as error:
             raise Retry(f"the veth pair {name}/{peer} can't be made: {error}") from error
+
+
+def may_create_taps() -> bool:
+    """Whether this process can open /dev/net/tun: a container may not have it."""
+    try:
+        os.close(os.open(TUN, os.O_RDWR))
+    except OSError as error:
+        log.debug("%s can't be opened: %s", TUN, error.strerror)
+        return False
+    return True
+
+
+def create_tap(name: str) -> None:
+    """A tap device, down, that stays when nobody has it open; what is written to it the kernel receives. `Retry` on failure."""
+    try:
+        handle = os.open(TUN, os.O_RDWR)
+        try:
+            fcntl.ioctl(handle, TUNSETIFF, struct.pack("16sH", name.encode(), IFF_TAP | IFF_NO_PI).ljust(40, b"\0"))
+            fcntl.ioctl(handle, TUNSETPERSIST, 1)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise Retry(f"the tap device {name} can't be made: {error.strerror}") from error
+
+
+def is_tap(name: str) -> bool:
+    """Whether there is such a device and /dev/net/tun made it."""
+    found = find(name)
+    return found is not None and found.kind == TAP_KIND
 
 
 def _write_sysctl(path: Path, value: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -29,16 +30,22 @@ SCHEMA = "Open_vSwitch"
 TIMEOUT = 5
 CONFIGURE_TIMEOUT = 5.0
 _COLUMNS = {
-    "Open_vSwitch": ("bridges", "cur_cfg", "next_cfg", "ovs_version"),
-    "Bridge": ("name", "datapath_type", "ports", "mirrors", "controller"),
+    "Open_vSwitch": ("bridges", "cur_cfg", "next_cfg", "ovs_version", "dpdk_initialized"),
+    "Bridge": (
+        *("name", "datapath_type", "ports", "mirrors", "controller"),
+        *("fail_mode", "mcast_snooping_enable", "external_ids"),
+    ),
     "Port": ("name", "interfaces", "tag", "trunks", "vlan_mode", "protected", "external_ids", "other_config"),
-    "Interface": ("name", "type", "ofport", "external_ids", "mtu", "mtu_request", "error"),
+    "Interface": ("name", "type", "options", "ofport", "external_ids", "mtu", "mtu_request", "error"),
     "Mirror": (
         *("name", "select_all", "select_src_port", "select_dst_port", "select_vlan"),
         *("output_port", "output_vlan", "snaplen", "filter", "statistics", "external_ids"),
     ),
     "Controller": ("target",),
 }
+_DPDK = frozenset({"dpdk", "dpdkvhostuser", "dpdkvhostuserclient"})
+_KERNEL_DEVICE = re.compile(r"net_af_(?:packet|xdp)[^,]*,(?:.*,)?iface=([^,]+)")
+"""Of DPDK's drivers for devices of the kernel."""
 _QUIET = {"Open_vSwitch": {"cur_cfg", "next_cfg"}, "Mirror": {"statistics"}}
 """Columns that change by themselves all the time; a change of these alone is no event."""
 
@@ -258,7 +265,7 @@ def _switch(tables: Tables, version: str | None, restarts: int) -> Switch:
     root = next(iter(tables["Open_vSwitch"].rows.values()), None)
     if root is None:
         return Switch(version="", bridges=(), reachable=False, restarts=restarts)
-    bridges = sorted((_bridge(row) for row in root.bridges), key=lambda bridge: bridge.name)
+    bridges = sorted((_bridge(row, dpdk=root.dpdk_initialized) for row in root.bridges), key=lambda bridge: bridge.name)
     return Switch(
         version=version or first(root.ovs_version, ""),
         bridges=tuple(bridges),
@@ -267,7 +274,7 @@ def _switch(tables: Tables, version: str | None, restarts: int) -> Switch:
     )
 
 
-def _bridge(row: Any) -> Bridge:
+def _bridge(row: Any, *, dpdk: bool) -> Bridge:
     ports = sorted((_port(row.name, port) for port in row.ports), key=lambda port: port.name)
     return Bridge(
         name=row.name,
@@ -277,6 +284,7 @@ def _bridge(row: Any) -> Bridge:
         ports=tuple(ports),
         mirror_count=len(row.mirrors),
         foreign_mirror_count=sum(read_stamp(mirror.external_ids) is None for mirror in row.mirrors),
+        polled=dpdk and row.datapath_type == "netdev",
     )
 
 
@@ -289,7 +297,15 @@ def _port(bridge: str, row: Any) -> BridgePort:
         vlan_mode=first(row.vlan_mode, ""),
         external_ids=dict(row.external_ids),
         interface_ids={key: value for interface in row.interfaces for key, value in interface.external_ids.items()},
+        device=next(filter(None, map(_device, row.interfaces)), ""),
+        deviceless=any(interface.type in _DPDK and not _device(interface) for interface in row.interfaces),
+        mtu=max((first(interface.mtu, 0) for interface in row.interfaces), default=0),
     )
+
+
+def _device(interface: Any) -> str:
+    found = _KERNEL_DEVICE.search(interface.options.get("dpdk-devargs", ""))
+    return found[1] if found else ""
 
 
 def first(values: list[T], otherwise: T) -> T:

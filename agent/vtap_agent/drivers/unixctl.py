@@ -29,6 +29,20 @@ class DatapathCounters:
     transmit_dropped: int
 
 
+@dataclass(frozen=True, slots=True)
+class PollThread:
+    """What a poll-mode thread of the userspace datapath has done since it started or its counters were cleared.
+
+    Cycles are of the time stamp counter, and go on while the thread is not running; `idle_cycles` are polls that found nothing.
+    """
+
+    numa: int
+    core: int
+    packets: int
+    idle_cycles: int
+    busy_cycles: int
+
+
 class Vswitchd:
     """The vswitchd whose pid file lies in `run_dir`. Each call connects anew, so that restarts need no care. Thread-safe."""
 
@@ -36,6 +50,11 @@ class Vswitchd:
         self._run_dir = run_dir
         self._timeout = timeout
         self._version: tuple[int | None, str] = (None, "")
+
+    @property
+    def run_dir(self) -> Path:
+        """Where its sockets lie, those of bridges among them."""
+        return self._run_dir
 
     def pid(self) -> int | None:
         """What the pid file says; it stays when the daemon is killed. None where there is no pid file."""
@@ -87,6 +106,10 @@ class Vswitchd:
     def port_counters(self) -> dict[str, DatapathCounters]:
         """Of every port of every datapath, as of now (the database's own are up to 5 s old)."""
         return parse_ports(self.call("dpctl/show", "-s"))
+
+    def poll_threads(self) -> tuple[PollThread, ...]:
+        """Those of the userspace datapath; none where no port of it is polled. Raises as `call`."""
+        return parse_poll_threads(self.call("dpif-netdev/pmd-stats-show"))
 
     def flows(self, bridge: str) -> str:
         """Every OpenFlow flow of a bridge, a line each. Ports are numbers. Groups are not told. Long where there are many."""
@@ -157,3 +180,22 @@ _COVERAGE = re.compile(r"^(\w+)\s.*total: (\d+)$")
 def parse_coverage(text: str) -> Mapping[str, int]:
     """The output of `coverage/show`: totals by event."""
     return {found[1]: int(found[2]) for line in text.splitlines() if (found := _COVERAGE.match(line))}
+
+
+_THREAD = re.compile(r"^pmd thread numa_id (\d+) core_id (\d+):$")
+_THREAD_COUNTS = {"packets received": "packets", "idle cycles": "idle_cycles", "processing cycles": "busy_cycles"}
+_COUNT = re.compile(r"^  ([a-z ]+): (\d+)")
+
+
+def parse_poll_threads(text: str) -> tuple[PollThread, ...]:
+    """The output of `dpif-netdev/pmd-stats-show`. The main thread's part is left out: it measures no cycles."""
+    found: dict[tuple[int, int], dict[str, int]] = {}
+    counts: dict[str, int] = {}
+    for line in text.splitlines():
+        if thread := _THREAD.match(line):
+            counts = found[int(thread[1]), int(thread[2])] = dict.fromkeys(_THREAD_COUNTS.values(), 0)
+        elif not line.startswith(" "):
+            counts = {}  # Of no poll-mode thread.
+        elif (count := _COUNT.match(line)) and count[1] in _THREAD_COUNTS:
+            counts[_THREAD_COUNTS[count[1]]] = int(count[2])
+    return tuple(PollThread(numa, core, **values) for (numa, core), values in found.items())

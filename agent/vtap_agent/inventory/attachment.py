@@ -6,7 +6,7 @@ import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vtap_agent.inventory.port_owners import Ports
+from vtap_agent.inventory.port_owners import Deviceless, Ports
 from vtap_agent.inventory.rtnetlink import Link
 from vtap_agent.plan.inventory_model import PodInterface, PodRef
 
@@ -45,12 +45,19 @@ def host_end(link: Link, pod: NamespaceView, node: NamespaceView) -> Link | None
 
 
 def pod_interfaces(ref: PodRef, pod: NamespaceView, node: NamespaceView, ports: Ports) -> tuple[PodInterface, ...]:
-    """The pod's Ethernet interfaces by ifindex. Loopback and layer-3 tunnels are left out: no MAC tells their packets."""
-    return tuple(
-        _interface(ref, link, pod, node, ports)
-        for _index, link in sorted(pod.links.items())
-        if link.is_ethernet and not link.is_loopback
-    )
+    """The pod's Ethernet interfaces by ifindex, then what only ports tell of, such as vhost-user sockets.
+
+    Loopback and layer-3 tunnels are left out: no MAC tells their packets.
+    """
+    links = [link for _index, link in sorted(pod.links.items()) if link.is_ethernet and not link.is_loopback]
+    seen = tuple(_interface(ref, link, pod, node, ports) for link in links)
+    taken = {item.port.uuid for item in seen if item.port is not None}
+    return (*seen, *(_behind(ref, item) for item in ports.deviceless_of(ref) if item.port.uuid not in taken))
+
+
+def _behind(ref: PodRef, found: Deviceless) -> PodInterface:
+    """An application's end of a socket or ring. It may use any address; none is known here."""
+    return PodInterface(ref, found.interface, found.mac, (), found.port.mtu, "", 0, found.port)
 
 
 def _interface(ref: PodRef, link: Link, pod: NamespaceView, node: NamespaceView, ports: Ports) -> PodInterface:

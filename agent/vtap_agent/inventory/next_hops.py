@@ -70,6 +70,7 @@ def way(remote: str, route: Route | None, links: Mapping[int, Link]) -> Answer:
         source=address_text(route.source),
         source_mac=mac_text(link.mac),
         mtu=route.mtu or link.mtu,
+        gateway=address_text(route.gateway),
     )
     return Answer(hop, NeighbourKey(link.index, route.gateway or ipaddress.ip_address(remote).packed))
 
@@ -87,6 +88,7 @@ def reached(hop: NextHop, neighbour: Neighbour | None) -> NextHop:
         source_mac=hop.source_mac,
         gateway_mac=mac_text(neighbour.mac),
         mtu=hop.mtu,
+        gateway=hop.gateway,
     )
 
 

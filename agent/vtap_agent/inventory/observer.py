@@ -94,6 +94,8 @@ class _Looked:
         if self.attached is not None:
             last_ref, last_view, last_node, found = self.attached
             same = last_ref == ref and last_view is view and last_node is node
+            deviceless = [item.port for item in ports.deviceless_of(ref)]
+            same = same and deviceless == [item.port for item in found if item.port is not None and item.port.deviceless]
             if same and all(ports.of(ref, item.name, item.mac, item.host_name) == item.port for item in found):
                 return found
         found = pod_interfaces(ref, view, node, ports)

@@ -1,12 +1,16 @@
 """Which pod an OVS port belongs to, by what CNI plugins write into external_ids: for ports that no veth leads to (a representor
 of an SR-IOV function, an internal port, vhost-user). Pure.
 
+The pod's end of a vhost-user port or a ring cannot be looked at, and Open vSwitch does not know its MAC. So that has to stand in
+attached-mac of Port or Interface, where libvirt writes it too (Open vSwitch's integration guide), beside one of these:
+
 | plugin | table | external_ids |
 |---|---|---|
 | OVS-CNI | Port | contPodUid, contIface, contNetns, owner=ovs-cni.network.kubevirt.io |
 | Antrea | Port | pod-name, pod-namespace, container-id, attached-mac, ip-address; antrea-type=container |
 | OVN-Kubernetes | Interface | iface-id=NAMESPACE_POD, iface-id-ver=UID, sandbox, attached_mac; k8s.ovn.org/network of others |
 | Kube-OVN | Interface | iface-id=POD.NAMESPACE, pod_name, pod_namespace, pod_netns, vendor=kube-ovn |
+| anybody | Interface | pod-name, pod-namespace, attached-mac |
 """
 
 from __future__ import annotations
@@ -19,6 +23,8 @@ from vtap_agent.plan.inventory_model import BridgePort, PodRef, Switch
 Ids = Mapping[str, str]
 DEFAULT_INTERFACE = "eth0"
 """What a pod's first network is attached to."""
+LONGEST_NAME = 15
+"""Characters of an interface's name (IFNAMSIZ - 1). A port may have more: userspace-CNI writes CONTAINER-INTERFACE."""
 _OVN_NETWORK = "k8s.ovn.org/network"
 
 
@@ -42,7 +48,7 @@ class Owner:
 
 def owner_of(port: BridgePort) -> Owner | None:
     """None where no plugin that we know has written it."""
-    for read in (_ovs_cni, _antrea, _kube_ovn, _ovn_kubernetes):
+    for read in (_ovs_cni, _antrea, _kube_ovn, _ovn_kubernetes, _by_hand):
         found = read(port.external_ids, port.interface_ids)
         if found is not None:
             return found
@@ -52,6 +58,15 @@ def owner_of(port: BridgePort) -> Owner | None:
 def _ovs_cni(port: Ids, _interface: Ids) -> Owner | None:
     uid, interface = port.get("contPodUid", ""), port.get("contIface", "")
     return Owner(uid=uid, interface=interface) if uid and interface else None
+
+
+def _by_hand(_port: Ids, interface: Ids) -> Owner | None:
+    """As Antrea does, in the table where libvirt writes the MAC. userspace-CNI writes nothing of the kind."""
+    return _antrea(interface, interface) if _mac(interface) else None
+
+
+def _mac(ids: Ids) -> str:
+    return (ids.get("attached-mac") or ids.get("attached_mac") or "").lower()
 
 
 def _antrea(port: Ids, _interface: Ids) -> Owner | None:
@@ -88,11 +103,22 @@ def _ovn_kubernetes(_port: Ids, interface: Ids) -> Owner | None:
 
 
 @dataclass(frozen=True, slots=True)
+class Deviceless:
+    """A port without a device that says whose it is and which MAC the pod's end has. `interface` is never empty."""
+
+    owner: Owner
+    port: BridgePort
+    interface: str
+    mac: str
+
+
+@dataclass(frozen=True, slots=True)
 class Ports:
     """The ports of all bridges, by their devices' names, and those that say whose they are."""
 
     by_name: Mapping[str, BridgePort]
     owned: tuple[tuple[Owner, BridgePort], ...]
+    deviceless: tuple[Deviceless, ...] = ()
 
     def of(self, pod: PodRef, interface: str, mac: str, host_name: str) -> BridgePort | None:
         """The port of a pod's interface: its veth's other end, else one that says it is; None where no or several ports do."""
@@ -101,11 +127,22 @@ class Ports:
         claims = [port for owner, port in self.owned if owner.is_of(pod, interface, mac)]
         return claims[0] if len(claims) == 1 else None
 
+    def deviceless_of(self, pod: PodRef) -> tuple[Deviceless, ...]:
+        """The ports of a pod that no interface of it shows, by name."""
+        return tuple(one for one in self.deviceless if one.owner.is_of(pod, one.interface, one.mac))
+
 
 def ports_of(switch: Switch) -> Ports:
     """All ports of a switch."""
     ports = [port for bridge in switch.bridges for port in bridge.ports]
-    return Ports({port.name: port for port in ports}, tuple(_owned(ports)))
+    owned = tuple(_owned(ports))
+    deviceless = tuple(filter(None, (_deviceless(owner, port) for owner, port in owned)))
+    return Ports({port.device or port.name: port for port in ports}, owned, deviceless)
+
+
+def _deviceless(owner: Owner, port: BridgePort) -> Deviceless | None:
+    mac = owner.mac or _mac(port.interface_ids) or _mac(port.external_ids)
+    return Deviceless(owner, port, owner.interface or port.name[-LONGEST_NAME:], mac) if port.deviceless and mac else None
 
 
 def _owned(ports: Iterable[BridgePort]) -> Iterable[tuple[Owner, BridgePort]]:

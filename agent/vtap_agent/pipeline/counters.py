@@ -25,6 +25,8 @@ SEND_REASONS = {
     "redirect": "dropped_redirect",
     "malformed": "dropped_malformed",
     "notReady": "dropped_not_ready",
+    "notRewritable": "dropped_not_rewritable",
+    "noId": "dropped_no_id",
 }
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import logging
 from dataclasses import dataclass
 
 from vtap_agent.drivers import libbpf, links
 from vtap_agent.drivers.links import STAMP, LinkState
 from vtap_agent.pipeline.steps import TapPortDevices
-from vtap_agent.plan.dataplane import Direction, MirrorKey
+from vtap_agent.plan.dataplane import Backend, Direction, Feed
 from vtap_agent.plan.mirrors import tap_port_name
+
+log = logging.getLogger(__name__)
 
 QUEUES_PER_CPU = 64
 CUT_QUEUES_PER_CPU = 4
@@ -31,34 +35,62 @@ def _hash(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:8]
 
 
-def tap_port_devices(node: str, key: MirrorKey) -> TapPortDevices:
-    """The names of a mirror's tap port, the same on every start: the switch's end is called as the mirror's port is."""
-    return TapPortDevices(switch=tap_port_name(node, key), ours=f"vtp{_hash(node, key.bridge, key.direction)}")
+def tap_port_devices(node: str, key: Feed) -> TapPortDevices:
+    """The names of a mirror's tap port, the same on every start: the switch's end is called as the mirror's port is.
+
+    Of a tap device, where one was made, both ends have the same name: vswitchd writes to its file, the kernel receives from it.
+    """
+    names = _veth_names(node, key)
+    is_tap = links.index_of(names.ours) is None and links.index_of(names.switch) is not None
+    return TapPortDevices(names.switch, names.switch) if is_tap else names
 
 
-def tap_port_alias(node: str, key: MirrorKey) -> str:
+def _veth_names(node: str, key: Feed) -> TapPortDevices:
+    named = (node, key.place, key.direction, *_backend_if_not_mirror(key))
+    return TapPortDevices(switch=tap_port_name(node, key), ours=f"vtp{_hash(*named)}")
+
+
+def _backend_if_not_mirror(key: Feed) -> tuple[str, ...]:
+    """Tap ports of mirrors are called and stamped as they were when there were no others."""
+    return () if key.backend is Backend.OVS_MIRROR else (key.backend,)
+
+
+def tap_port_alias(node: str, key: Feed) -> str:
     """What a tap port's devices are stamped with."""
-    return f"{STAMP} tap-port node={node} direction={key.direction} bridge={key.bridge}"
+    backend = "".join(f" backend={name}" for name in _backend_if_not_mirror(key))
+    return f"{STAMP} tap-port node={node}{backend} direction={key.direction} bridge={key.place}"
 
 
-def tap_port_of(node: str, alias: str) -> MirrorKey | None:
-    """Which mirror a stamped device serves."""
-    for direction in Direction:
-        start = tap_port_alias(node, MirrorKey("", direction))
+def tap_port_of(node: str, alias: str) -> Feed | None:
+    """Which feed a stamped device serves."""
+    for backend, direction in itertools.product((Backend.OVS_MIRROR, Backend.OVS_GROUP), Direction):
+        start = tap_port_alias(node, Feed(backend, "", direction))
         if alias.startswith(start):
-            return MirrorKey(alias[len(start) :], direction)
+            return Feed(backend, alias[len(start) :], direction)
     return None
 
 
-def ensure_tap_port(node: str, key: MirrorKey) -> TapPortDevices:
-    """Both ends exist, are silent and up. The switch's end keeps its offloads: super-packets are to arrive whole."""
-    names = tap_port_devices(node, key)
-    alias = tap_port_alias(node, key)
+def ensure_tap_port(node: str, key: Feed, *, polled: bool = False) -> TapPortDevices:
+    """Both ends exist, are silent and up. The switch's end keeps its offloads: super-packets are to arrive whole.
+
+    A bridge that DPDK's poll-mode threads serve (`polled`) gets a tap device, which costs them half of what a veth does (decision
+    0140); a veth still where this process may not make one.
+    """
+    as_tap = polled and links.may_create_taps()
+    names, alias = tap_port_devices(node, key), tap_port_alias(node, key)
     ends = [links.find(names.switch), links.find(names.ours)]
-    if all(end is not None and end.up and end.alias == alias for end in ends):
+    is_tap = names.ours == names.switch
+    if is_tap == as_tap and all(end is not None and end.up and end.alias == alias for end in ends):
         return names
+    names = _veth_names(node, key)
     for name in (names.switch, names.ours):
         links.remove(name)
+    if as_tap:
+        links.create_tap(names.switch)
+        links.silence(names.switch, alias, links.LARGEST_TAP_MTU)
+        return TapPortDevices(names.switch, names.switch)
+    if polled:
+        log.warning("bridge %s gets a veth for tap port, which costs DPDK twice: %s can't be opened", key.place, links.TUN)
     links.create_veth(names.switch, names.ours)
     links.silence(names.switch, alias)
     # Receive queues of its own: with this feature the kernel takes what a packet socket sends through NAPI too.
@@ -69,7 +101,7 @@ def ensure_tap_port(node: str, key: MirrorKey) -> TapPortDevices:
     return names
 
 
-def remove_tap_port(node: str, key: MirrorKey) -> None:
+def remove_tap_port(node: str, key: Feed) -> None:
     """Removes both ends; nothing happens when they are gone."""
     links.remove(tap_port_devices(node, key).ours)
 

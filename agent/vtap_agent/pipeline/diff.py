@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from vtap_agent.errors import TellUser, VtapError
@@ -14,11 +14,13 @@ from vtap_agent.pipeline.steps import (
     AddPeers,
     AttachPick,
     Deselect,
+    Drain,
     DropDestination,
     DropPeers,
     DropPoint,
     DropProgram,
     MakePair,
+    Park,
     PipelineStep,
     PutDestination,
     PutPoint,
@@ -36,14 +38,16 @@ from vtap_agent.plan.dataplane import (
     MAX_SOURCES,
     DataPlane,
     Direction,
-    MirrorKey,
+    Feed,
     TapPoint,
     TapProgram,
 )
 from vtap_agent.plan.shortfalls import Shortfall
 from vtap_agent.plan.steps import ordered
 
-Place = tuple[MirrorKey, int, bytes]
+Place = tuple[Feed, int, bytes]
+DRAIN = 0.05
+"""Seconds that a packet may take at most from one feed to another: through Open vSwitch, or through a device's queue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,23 +92,24 @@ def selections(desired: DataPlane, programs: Mapping[str, int]) -> frozenset[Sel
         if len(source.slots) > MAX_POINTS_PER_SOURCE:
             raise TellUser(f"{len(source.slots)} taps select one pod interface; at most {MAX_POINTS_PER_SOURCE} can")
         entries = tuple(slot | program_of.get(slot, 0xFFFF) << 16 for slot in source.slots)
-        made.add(Selection(source.mirror, source.vlan, source.mac, source.strip, entries))
+        made.add(Selection(source.feed, source.vlan, source.mac, source.strip, entries))
     return frozenset(made)
 
 
 def _by_place(chosen: Iterable[Selection]) -> dict[Place, Selection]:
-    return {(one.mirror, one.vlan, one.mac): one for one in chosen}
+    return {(one.feed, one.vlan, one.mac): one for one in chosen}
 
 
-def receivers(chosen: Iterable[Selection]) -> dict[tuple[MirrorKey, int], list[tuple[bytes, bool, int]]]:
+def receivers(chosen: Iterable[Selection]) -> dict[tuple[Feed, int], list[tuple[bytes, bool, int]]]:
     """Whom a broadcast reaches, as (MAC, strip, entry) by Ingress mirror and VLAN."""
     every = tuple(chosen)
     # What belongs to a pod whatever its VLAN must not be found a second time under one VLAN.
-    of_any_vlan = {(one.mirror, one.mac) for one in every if one.vlan == ANY_VLAN}
-    made: dict[tuple[MirrorKey, int], list[tuple[bytes, bool, int]]] = defaultdict(list)
+    of_any_vlan = {(one.feed, one.mac) for one in every if one.vlan == ANY_VLAN}
+    made: dict[tuple[Feed, int], list[tuple[bytes, bool, int]]] = defaultdict(list)
     for one in every:
-        if one.mirror.direction is Direction.INGRESS and (one.vlan == ANY_VLAN or (one.mirror, one.mac) not in of_any_vlan):
-            made[one.mirror, one.vlan].extend((one.mac, one.strip, entry) for entry in one.entries)
+        receives = one.feed.has_tap_port and one.feed.direction is Direction.INGRESS
+        if receives and (one.vlan == ANY_VLAN or (one.feed, one.mac) not in of_any_vlan):
+            made[one.feed, one.vlan].extend((one.mac, one.strip, entry) for entry in one.entries)
     return dict(made)
 
 
@@ -121,10 +126,10 @@ def grown(observed: frozenset[Selection], desired: frozenset[Selection]) -> froz
         slots = {entry & 0xFFFF for entry in wanted.entries}
         leaving = tuple(entry for entry in (old.entries if old else ()) if entry & 0xFFFF not in slots)
         entries = (wanted.entries + leaving)[:MAX_POINTS_PER_SOURCE]
-        result[place] = Selection(wanted.mirror, wanted.vlan, wanted.mac, wanted.strip, entries)
+        result[place] = Selection(wanted.feed, wanted.vlan, wanted.mac, wanted.strip, entries)
     crowded = {mirror for (mirror, _), listed in receivers(result.values()).items() if len(listed) > MAX_FLOOD_ENTRIES}
-    fitting = {place: one for place, one in result.items() if one.mirror not in crowded}
-    fitting |= {place: one for place, one in wanted_places.items() if one.mirror in crowded}
+    fitting = {place: one for place, one in result.items() if one.feed not in crowded}
+    fitting |= {place: one for place, one in wanted_places.items() if one.feed in crowded}
     going = sorted(fitting.keys() - wanted_places.keys(), key=lambda place: (place[0], place[1:]))
     for place in going[max(0, MAX_SOURCES - len(wanted_places)) :]:
         del fitting[place]
@@ -133,14 +138,52 @@ def grown(observed: frozenset[Selection], desired: frozenset[Selection]) -> froz
     return frozenset(fitting.values())
 
 
+def _feeds(chosen: Iterable[Selection]) -> dict[int, set[Feed]]:
+    found: dict[int, set[Feed]] = defaultdict(set)
+    for one in chosen:
+        for entry in one.entries:
+            found[entry & 0xFFFF].add(one.feed)
+    return found
+
+
+def moving(observed: Iterable[Selection], desired: Iterable[Selection]) -> frozenset[int]:
+    """Slots that go over from one feed to another."""
+    old, new = _feeds(observed), _feeds(desired)
+    return frozenset(slot for slot in old.keys() & new.keys() if not old[slot] & new[slot])
+
+
+def _only(chosen: Iterable[Selection], slots: frozenset[int]) -> frozenset[Selection]:
+    """What is left with entries of these slots only."""
+    kept = (replace(one, entries=tuple(entry for entry in one.entries if entry & 0xFFFF in slots)) for one in chosen)
+    return frozenset(one for one in kept if one.entries)
+
+
 def _source_steps(observed: frozenset[Selection], desired: frozenset[Selection]) -> list[PipelineStep]:
-    between = grown(observed, desired)
+    """A slot that moves stays where it is until the new feed is up, is at neither for a moment, and then at the new one.
+
+    Both feeds see the same packets, one of them later: with a slot at both, or without the moment between, some would be copied
+    twice. What comes meanwhile is counted as unattributed at whichever feed it comes to.
+    """
+    slots = moving(observed, desired)
+    all_slots = frozenset(entry & 0xFFFF for one in (*observed, *desired) for entry in one.entries)
+    before = _merged(_only(desired, all_slots - slots), _only(observed, slots)) if slots else desired
+    between = grown(observed, before)
     steps: list[PipelineStep] = []
     if between != observed:
         steps.append(Select(tuple(sorted(between))))
-    if between != desired:
+    if slots:
+        steps += [Park(tuple(sorted(_only(desired, all_slots - slots)))), Drain(DRAIN)]
+    if slots or between != desired:
         steps.append(Deselect(tuple(sorted(desired))))
     return steps
+
+
+def _merged(one: frozenset[Selection], other: frozenset[Selection]) -> frozenset[Selection]:
+    places = _by_place(one)
+    for place, selection in _by_place(other).items():
+        known = places.get(place)
+        places[place] = replace(known, entries=known.entries + selection.entries) if known else selection
+    return frozenset(places.values())
 
 
 @lru_cache(maxsize=2)
@@ -187,7 +230,7 @@ def _point_steps(observed: Observed, desired: DataPlane, destinations: Mapping[s
     return steps + [DropPoint(slot) for slot in observed.points if slot not in wanted]
 
 
-def diff(observed: Observed, desired: DataPlane, tap_ports: Mapping[MirrorKey, TapPortDevices]) -> list[PipelineStep]:
+def diff(observed: Observed, desired: DataPlane, tap_ports: Mapping[Feed, TapPortDevices]) -> list[PipelineStep]:
     """Steps that make the maps and programs what `desired` says, in the order of their phases."""
     programs = assign(observed.programs, desired.programs)
     destinations = assign(observed.destinations, desired.destinations)
@@ -212,7 +255,7 @@ def diff(observed: Observed, desired: DataPlane, tap_ports: Mapping[MirrorKey, T
     return ordered(steps)
 
 
-def shortfalls(observed: Observed, desired: DataPlane, tap_ports: Mapping[MirrorKey, TapPortDevices]) -> tuple[Shortfall, ...]:
+def shortfalls(observed: Observed, desired: DataPlane, tap_ports: Mapping[Feed, TapPortDevices]) -> tuple[Shortfall, ...]:
     """What `diff` would still have to do, and whom it concerns."""
     programs = {point.slot: point.program for point in desired.points}
     indices = assign(observed.programs, desired.programs)
@@ -229,7 +272,7 @@ def shortfalls(observed: Observed, desired: DataPlane, tap_ports: Mapping[Mirror
             case MakePair():
                 return Shortfall(sentence, everybody=True)
             case AttachPick():
-                return Shortfall(sentence, mirrors=frozenset({step.mirror}))
+                return Shortfall(sentence, feeds=frozenset({step.feed}))
             case AddPeers():
                 users = (name for name, value in desired.programs.items() if _uses(value, step.number))
                 return Shortfall(sentence, taps=frozenset(users))
@@ -240,7 +283,7 @@ def shortfalls(observed: Observed, desired: DataPlane, tap_ports: Mapping[Mirror
                 return Shortfall(sentence, taps=frozenset(senders))
             case PutPoint():
                 return Shortfall(sentence, taps=frozenset({programs[step.slot]}))
-            case Select() | Deselect():
+            case Select() | Park() | Drain() | Deselect():
                 return Shortfall(sentence, taps=frozenset(missing))
             case DropPoint() | DropProgram() | DropDestination() | DropPeers():
                 return Shortfall(sentence)

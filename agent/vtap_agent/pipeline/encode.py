@@ -167,6 +167,8 @@ def _tunnel(value: Destination) -> tuple[int, bytes]:
             return 17, udp + struct.pack(">II", 0x08000000, 0)
         case Encapsulation.ERSPAN2:  # draft-foschiano-erspan
             return 47, struct.pack(">HHIII", 0x1000, 0x88BE, 0, 0, 0)
+        case Encapsulation.REWRITE:  # the copy's own headers follow
+            return 0, b""
 
 
 def _partial_checksum(header: bytes) -> int:
@@ -200,6 +202,8 @@ def destination(value: Destination) -> bytes:
 def tunnel_keys(value: bytes) -> frozenset[bytes]:
     """struct tunnel_key of every packet that leaves for a destination, from its struct destination."""
     made = decode(layout.DestinationValue, value)
+    if made.encapsulation == Encapsulation.REWRITE:  # what it is told by is its source MAC address
+        return frozenset()
     ip = bytes(made.header)[ETHERNET_LENGTH:]
     remote, protocol = (ip[24:40], ip[6]) if made.flags & layout.DESTINATION_IPV6 else (ip[16:20], ip[9])
     # A fragment's ports are unknown: it stands under port 0.

@@ -27,7 +27,7 @@ BPFFS_MAGIC = 0xCAFE4A11
 TICKETS_PER_CPU = 16384
 MAX_TICKETS = 1 << 22
 CLOCK_READINGS = 16
-PROGRAMS = ("pick_ingress", "pick_egress", "send", "renew")
+PROGRAMS = ("pick_ingress", "pick_egress", "watch_ingress", "watch_egress", "enter", "send", "renew")
 MAPS = (
     "sources",
     "quicks",
@@ -47,7 +47,11 @@ MAPS = (
     "cursors",
     "picks",
     "scratches",
+    "rewrite_ids",
+    "rewrite_works",
     "cut_scratches",
+    "entrants",
+    "hooks",
     "inners",
     "tickets",
 )
@@ -60,6 +64,8 @@ INNER = {
 }
 OUTERS = ("programs", "destinations", "sources", "floods", "quicks")
 """In the order of their numbers in `inners`."""
+HOOK_PIN = "hook_"
+"""In front of what names a place at a device that is not ours: see hooks.py."""
 XDP_PIN = "-xdp"
 """Behind a device's name: the pin of its link to XDP. bpffs takes no dots."""
 CLSACT_PRIORITY = 0x7674
@@ -325,7 +331,7 @@ class Kernel:
         """Removes pins of other versions, and links of devices not among `devices`. For when nothing runs old programs."""
         keep = {pin for device in devices for pin in (device, f"{device}{XDP_PIN}")}
         for path in (self.root / "links").iterdir():
-            if path.name not in keep:
+            if path.name not in keep and not path.name.startswith(HOOK_PIN):
                 path.unlink()
         for path in (self.root / "programs").iterdir():
             if path.name != compiler.source_hash():

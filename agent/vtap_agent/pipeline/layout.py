@@ -9,6 +9,8 @@ from vtap_agent.plan.dataplane import MAX_FLOOD_ENTRIES, MAX_MATCHES, MAX_POINTS
 LAYOUT_VERSION = 2
 MAX_TAGS = 4
 MAX_HEADER = 128
+HOOK_INGRESS = 0xFFFE
+HOOK_EGRESS = 0xFFFD
 SOURCE_STRIP = 1
 QUICK_BUCKETS = 8192
 QUICK_USED = 1 << 31
@@ -194,7 +196,9 @@ class SendCounters(Structure):
         ("dropped_redirect", c_uint64),
         ("dropped_malformed", c_uint64),
         ("dropped_not_ready", c_uint64),
-        ("zero", c_uint64 * 3),
+        ("dropped_not_rewritable", c_uint64),
+        ("dropped_no_id", c_uint64),
+        ("zero", c_uint64 * 1),
     )
 
 

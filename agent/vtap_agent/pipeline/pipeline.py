@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeGuard
 
 from vtap_agent.drivers import links
 from vtap_agent.drivers.libbpf import possible_cpus
@@ -13,16 +15,19 @@ from vtap_agent.errors import Retry
 from vtap_agent.pipeline import cuts, devices, encode, layout
 from vtap_agent.pipeline.counters import SlotCounters
 from vtap_agent.pipeline.diff import Observed, diff, peers_digest, receivers, shortfalls, unwritable
+from vtap_agent.pipeline.hooks import PORTS, Hooks, device_name
 from vtap_agent.pipeline.kernel import ZERO, Kernel, destroy_pins, tickets_per_cpu, unmount_bpffs, word
 from vtap_agent.pipeline.steps import (
     AddPeers,
     AttachPick,
     Deselect,
+    Drain,
     DropDestination,
     DropPeers,
     DropPoint,
     DropProgram,
     MakePair,
+    Park,
     PipelineStep,
     PutDestination,
     PutPoint,
@@ -31,8 +36,9 @@ from vtap_agent.pipeline.steps import (
     Selection,
     TapPortDevices,
 )
-from vtap_agent.plan.dataplane import DataPlane, MirrorKey, NodeCounters
+from vtap_agent.plan.dataplane import ANY_VLAN, Backend, DataPlane, Feed, NodeCounters
 from vtap_agent.plan.shortfalls import Shortfall
+from vtap_agent.plan.steps import Step
 
 PRESENT = b"\1"
 
@@ -50,6 +56,8 @@ class Pipeline:
         self._peers_seen = b""
         self._peer_sets: Mapping[int, bytes] = {}
         self._slots = set(self._read_points())
+        self.hooks = Hooks(kernel, node)
+        """At pods' own devices, for the backend that copies there."""
 
     @staticmethod
     def open(root: Path, node: str) -> Pipeline:
@@ -61,6 +69,7 @@ class Pipeline:
         made._make_pair()
         made._guard_tunnels()
         made._replace_programs()
+        made.hooks.renew()
         made._agree_on_sources()
         return made
 
@@ -77,6 +86,7 @@ class Pipeline:
         """Nothing of ours remains: devices, programs, maps, pins, the bpffs if we mounted it."""
         for key in self._tap_ports().values():
             self.remove_tap_port(key)
+        self.hooks.remove_all()
         devices.remove_pair(self._node)
         self._kernel.close()
         destroy_pins(self._root)
@@ -84,14 +94,17 @@ class Pipeline:
 
     # Tap ports
 
-    def tap_port_devices(self, key: MirrorKey) -> TapPortDevices:
+    def tap_port_devices(self, key: Feed) -> TapPortDevices:
         return devices.tap_port_devices(self._node, key)
 
-    def ensure_tap_port(self, key: MirrorKey) -> TapPortDevices:
-        """Makes and silences the tap port's devices; `AttachPick`, which `plan` returns, gives them their program."""
-        return devices.ensure_tap_port(self._node, key)
+    def ensure_tap_port(self, key: Feed, *, polled: bool = False) -> TapPortDevices:
+        """Makes and silences the tap port's devices; `AttachPick`, which `plan` returns, gives them their program.
 
-    def remove_tap_port(self, key: MirrorKey) -> None:
+        `polled` where the bridge's packets are moved by DPDK.
+        """
+        return devices.ensure_tap_port(self._node, key, polled=polled)
+
+    def remove_tap_port(self, key: Feed) -> None:
         names = self.tap_port_devices(key)
         index = links.index_of(names.ours)
         if index is not None:
@@ -99,13 +112,13 @@ class Pipeline:
         devices.remove_tap_port(self._node, key)
         self._kernel.unpin_link(names.ours)
 
-    def tap_ports(self) -> frozenset[MirrorKey]:
+    def tap_ports(self) -> frozenset[Feed]:
         """Those that exist."""
         return frozenset(self._tap_ports().values())
 
-    def _tap_ports(self) -> dict[int, MirrorKey]:
+    def _tap_ports(self) -> dict[int, Feed]:
         """By ifindex of our end."""
-        found: dict[int, MirrorKey] = {}
+        found: dict[int, Feed] = {}
         for state in links.stamped():
             key = devices.tap_port_of(self._node, state.alias)
             if key is not None and state.name == self.tap_port_devices(key).ours:
@@ -114,7 +127,7 @@ class Pipeline:
 
     # Plan, apply, verify
 
-    def plan(self, desired: DataPlane, tap_ports: Mapping[MirrorKey, TapPortDevices]) -> list[PipelineStep]:
+    def plan(self, desired: DataPlane, tap_ports: Mapping[Feed, TapPortDevices]) -> list[PipelineStep]:
         """The steps from what the kernel holds to `desired`. `tap_ports` are those that should exist, made or not."""
         return diff(self._observe(), desired, tap_ports)
 
@@ -124,12 +137,16 @@ class Pipeline:
 
     def shortfalls(self, desired: DataPlane) -> tuple[Shortfall, ...]:
         """What still differs, and whom it concerns; () when all is as desired."""
-        wanted = {key: self.tap_port_devices(key) for key in desired.mirrors}
+        wanted = {key: self.tap_port_devices(key) for key in desired.tap_ports}
         return shortfalls(self._observe(), desired, wanted)
 
     def refusals(self, desired: DataPlane) -> dict[str, str]:
         """Programs, by name, that the preprocessor cannot hold, and why."""
         return unwritable(desired.programs)
+
+    def owns(self, step: Step) -> TypeGuard[PipelineStep]:
+        """Whether a step is one of the pipeline's."""
+        return isinstance(step, PipelineStep)
 
     def apply(self, step: PipelineStep) -> None:
         """Does one step. Steps of another plan than the last are fine too: each says all it needs."""
@@ -148,9 +165,11 @@ class Pipeline:
             case MakePair():
                 self._make_pair()
             case AttachPick():
-                self._attach(step.mirror, step.device)
-            case Select() | Deselect():
+                self._attach(step.feed, step.device)
+            case Select() | Park() | Deselect():
                 self._select(step.selections)
+            case Drain():
+                time.sleep(step.seconds)
 
     def _apply_peers(self, step: AddPeers | DropPeers) -> None:
         peers, mine = self._kernel.maps["peers"], word(step.number)
@@ -218,7 +237,7 @@ class Pipeline:
             and cuts.is_ready(self._kernel, self._node)
         )
 
-    def _attach(self, key: MirrorKey, device: str) -> None:
+    def _attach(self, key: Feed, device: str) -> None:
         ifindex = links.index_of(device)
         if ifindex is None:
             raise Retry(f"{device} is not there yet")
@@ -245,13 +264,16 @@ class Pipeline:
 
     def _select(self, selections: Sequence[Selection]) -> None:
         sources: list[tuple[int, int, bytes, bool, tuple[int, ...]]] = []
-        ifindexes: dict[MirrorKey, int] = {}
+        ifindexes: dict[Feed, int] = {}
         for one in selections:
-            device = self.tap_port_devices(one.mirror).ours
+            if not one.feed.has_tap_port:
+                sources.append((one.feed.ifindex, PORTS[one.feed.direction], bytes(6), False, one.entries))
+                continue
+            device = self.tap_port_devices(one.feed).ours
             ifindex = links.index_of(device)
             if ifindex is None:
                 raise Retry(f"{device} is not there yet")
-            ifindexes[one.mirror] = ifindex
+            ifindexes[one.feed] = ifindex
             sources.append((ifindex, one.vlan, one.mac, one.strip, one.entries))
         floods = {
             encode.flood_key(ifindexes[mirror], vlan): encode.flood(listed)
@@ -312,10 +334,14 @@ class Pipeline:
             self._peers_seen = seen
         return self._peer_sets
 
-    def _read_selections(self, ports: Mapping[int, MirrorKey]) -> frozenset[Selection]:
+    def _read_selections(self, ports: Mapping[int, Feed]) -> frozenset[Selection]:
         found: set[Selection] = set()
         for key, value in self._kernel.inner("sources", 0).items():
             place, source = encode.decode(layout.SourceKey, key), encode.decode(layout.Source, value)
+            feed = _hooked(place.ifindex, place.vlan)
+            if feed is not None:
+                found.add(Selection(feed, ANY_VLAN, bytes(6), False, tuple(source.entries[: source.count])))
+                continue
             mirror = ports.get(place.ifindex)
             if mirror is not None:
                 entries = tuple(source.entries[: source.count])
@@ -328,10 +354,14 @@ class Pipeline:
     def counters(self, slots: Iterable[int] = ()) -> NodeCounters:
         """Of all slots in use, and of `slots` that were until lately."""
         kernel = self._kernel
-        unattributed: dict[MirrorKey, int] = {}
+        unattributed: dict[Feed, int] = {}
         for index, key in self._tap_ports().items():
             values = [encode.decode(layout.PortCounters, raw) for raw in kernel.per_cpu("ports", word(index))]
             unattributed[key] = sum(value.unattributed for value in values)
+        for direction, port in PORTS.items():
+            values = [encode.decode(layout.PortCounters, raw) for raw in kernel.per_cpu("ports", word(port))]
+            if values:
+                unattributed[Feed(Backend.EBPF, "", direction)] = sum(value.unattributed for value in values)
         points = self._counters.read(self._slots.union(slots))
         return NodeCounters(points=points, unattributed=unattributed, pair_dropped=devices.pair_dropped(self._node))
 
@@ -354,3 +384,11 @@ class Pipeline:
     def map_bytes(self) -> int:
         """Kernel memory of the maps, in bytes."""
         return self._kernel.map_bytes()
+
+
+def _hooked(ifindex: int, vlan: int) -> Feed | None:
+    """The EBPF feed that a source's key stands for."""
+    for direction, mark in PORTS.items():
+        if vlan == mark:
+            return Feed(Backend.EBPF, device_name(ifindex), direction, ifindex)
+    return None

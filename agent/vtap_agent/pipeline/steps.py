@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vtap_agent.plan.dataplane import MirrorKey
+from vtap_agent.plan.dataplane import Feed
 from vtap_agent.plan.steps import Phase
 
 
@@ -20,7 +20,7 @@ class TapPortDevices:
 class Selection:
     """A source with its tap points' entries: slot in the low 16 bits, index of the program in the high ones."""
 
-    mirror: MirrorKey
+    feed: Feed
     vlan: int
     mac: bytes
     strip: bool
@@ -93,7 +93,7 @@ class MakePair:
 class AttachPick:
     """`pick` at the ingress of a tap port, in place of an older one."""
 
-    mirror: MirrorKey
+    feed: Feed
     device: str
     phase: Phase = Phase.ATTACH
 
@@ -110,6 +110,28 @@ class Select:
 
     def __str__(self) -> str:
         return f"select {len(self.selections)} sources, growing"
+
+
+@dataclass(frozen=True, slots=True)
+class Park:
+    """Sources lose tap points that are to come to another feed: for a moment these are at none."""
+
+    selections: tuple[Selection, ...]
+    phase: Phase = Phase.DESELECT
+
+    def __str__(self) -> str:
+        return f"select {len(self.selections)} sources, without what moves"
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Packets of which the old feed has made copies pass the new one, if they are to: else these would be copied twice."""
+
+    seconds: float
+    phase: Phase = Phase.DESELECT
+
+    def __str__(self) -> str:
+        return f"let {self.seconds:g} s pass, so that nothing is copied at two places"
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +197,8 @@ PipelineStep = (
     | MakePair
     | AttachPick
     | Select
+    | Park
+    | Drain
     | Deselect
     | DropPoint
     | DropProgram

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
 
 ANY_VLAN = 0xFFFF
@@ -15,7 +15,7 @@ MAX_FLOOD_ENTRIES = 1024
 MAX_SOURCES = 2 * MAX_SLOTS
 """Sources that the preprocessor holds: what all slots may need, one for untagged frames and one for any VLAN each."""
 MAX_FLOOD_LISTS = MAX_SLOTS
-"""(mirror, VLAN) pairs with receivers of broadcasts."""
+"""(feed, VLAN) pairs with receivers of broadcasts."""
 MAX_PEER_ADDRESSES = 1 << 16
 """Addresses of all peer sets: half of what the kernel's map holds, since old and new sets are there side by side for a while."""
 MAX_TAP_PORTS = 128
@@ -106,6 +106,8 @@ class Encapsulation(IntEnum):
     GRE = 1
     VXLAN = 2
     ERSPAN2 = 3
+    REWRITE = 4
+    """Without a header of ours: `remote` and `gateway_mac` are the monitor's, `source_mac` begins the node's ids."""
 
 
 class Oversize(IntEnum):
@@ -171,32 +173,80 @@ class TapPoint:
     destination: str
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class MirrorKey:
-    """One mirror and tap port for each bridge and direction; all taps share it."""
+class Backend(StrEnum):
+    """How copies are made."""
 
-    bridge: str
+    OVS_MIRROR = "OVSMirror"
+    OVS_GROUP = "OVSGroup"
+    EBPF = "EBPF"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Feed:
+    """Where packets of one direction come to `pick`; all taps share it.
+
+    `place` is the bridge's name for Open vSwitch's backends, whose copies arrive at a tap port of ours. For EBPF it is the name
+    of a pod interface's host-side device, at which `pick` sees the originals themselves; `ifindex` then says which device of that
+    name it is, and is 0 else.
+    """
+
+    backend: Backend
+    place: str
     direction: Direction
+    ifindex: int = 0
+
+    @property
+    def has_tap_port(self) -> bool:
+        """Whether a device of ours carries its copies."""
+        return self.backend is not Backend.EBPF
+
+    def __str__(self) -> str:
+        where = "bridge" if self.has_tap_port else "device"
+        return f"{self.backend} of {self.direction} at {where} {self.place}"
 
 
 @dataclass(frozen=True, slots=True)
 class Mirror:
     """The ports that one mirror copies."""
 
-    key: MirrorKey
+    feed: Feed
     ports: frozenset[str]
     """UUIDs of the OVS ports whose packets are copied."""
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Whose packets arrive at a mirror's tap port: matched by (VLAN in the mirror's copy, MAC).
+@dataclass(frozen=True, slots=True, order=True)
+class GroupMember:
+    """A pod interface whose packets a bridge's flows copy, and what its taps want of them.
 
-    `vlan` is 0 for untagged copies, ANY_VLAN for a trunk port's. `strip` removes a tag that only the bridge sees.
-    Broadcast and multicast toward pods belong to every Ingress source of the same mirror and VLAN but the sender's own.
+    `vlan` is the access port's tag, 0 where the port has none. `programs` names those of `DataPlane.programs` that select it, in
+    the order of `slots`: a packet is wanted where at least one of them wants it.
     """
 
-    mirror: MirrorKey
+    port_uuid: str
+    mac: bytes
+    vlan: int
+    slots: tuple[int, ...]
+    programs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The pod interfaces that the flows of one bridge copy, by port."""
+
+    feed: Feed
+    members: tuple[GroupMember, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Whose packets arrive at a feed.
+
+    At a tap port they are matched by (VLAN in the copy, MAC): `vlan` is 0 for untagged copies, ANY_VLAN for a trunk port's.
+    `strip` removes a tag that only the bridge sees. Broadcast and multicast toward pods belong to every Ingress source of the
+    same feed and VLAN but the sender's own. Everything at an EBPF feed is its one source's, with ANY_VLAN and a MAC of zeros.
+    """
+
+    feed: Feed
     vlan: int
     mac: bytes
     strip: bool
@@ -207,13 +257,36 @@ class Source:
 class DataPlane:
     """Everything this node should have. Applying the same value twice changes nothing."""
 
-    mirrors: Mapping[MirrorKey, Mirror] = field(default_factory=dict[MirrorKey, Mirror])
+    mirrors: Mapping[Feed, Mirror] = field(default_factory=dict[Feed, Mirror])
     sources: tuple[Source, ...] = ()
     points: tuple[TapPoint, ...] = ()
     programs: Mapping[str, TapProgram] = field(default_factory=dict[str, TapProgram])
     destinations: Mapping[str, Destination] = field(default_factory=dict[str, Destination])
     peer_sets: Mapping[int, frozenset[str]] = field(default_factory=dict[int, frozenset[str]])
     """Addresses (no prefix length) by set id; an id names one immutable content."""
+    groups: Mapping[Feed, Group] = field(default_factory=dict[Feed, Group])
+    hooks: frozenset[Feed] = frozenset()
+    """EBPF feeds: the devices that `pick` is attached to."""
+
+    @property
+    def tap_ports(self) -> frozenset[Feed]:
+        """Feeds whose copies come through a tap port of ours."""
+        return frozenset((*self.mirrors, *self.groups))
+
+    @property
+    def feeds(self) -> frozenset[Feed]:
+        """All of them."""
+        return self.tap_ports | self.hooks
+
+    def limited_to(self, feeds: frozenset[Feed]) -> DataPlane:
+        """What of it these feeds bring."""
+        return replace(
+            self,
+            mirrors={feed: mirror for feed, mirror in self.mirrors.items() if feed in feeds},
+            groups={feed: group for feed, group in self.groups.items() if feed in feeds},
+            hooks=self.hooks & feeds,
+            sources=tuple(source for source in self.sources if source.feed in feeds),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +315,7 @@ class NodeCounters:
 
     points: Mapping[int, PointCounters]
     """By slot."""
-    unattributed: Mapping[MirrorKey, int]
-    """Copies at a tap port that fit no source."""
+    unattributed: Mapping[Feed, int]
+    """Packets at a feed that fit no source; those of all EBPF feeds of a direction are one, without a place."""
     pair_dropped: int
     """Segments the kernel dropped between `pick` and `send`, by the pair's own device counters."""

@@ -34,23 +34,30 @@ class ResolvedDestination:
     control: ControlEndpoint | None
     is_pod: bool = False
     """Whether the address is that of a pod, which another pod may get: a collector's that the operator runs."""
+    mac: str = ""
+    """Rewritten copies only: the MAC address that they are sent to, empty where the monitor's edge is ours."""
+
+    @property
+    def way(self) -> str:
+        """Names the way there among the inventory's next hops: copies without a tunnel go another than the stack's own."""
+        return f"{self.remote} {self.mac or 'edge'}" if self.encapsulation is Encapsulation.REWRITE else self.remote
 
     @property
     def receiver(self) -> str:
         """Names who receives: the destination's name, then all that makes another receiver of it. For the names of streams."""
         told = self.control.url if self.control else "-"
-        return f"{self.name} {self.encapsulation.name} {self.remote} {self.port} {told}"
+        return f"{self.name} {self.encapsulation.name} {self.way} {self.port} {told}"
 
 
 def resolve_destination(destination: TapDestination) -> ResolvedDestination | None:
-    """None where the destination has no address yet, or needs a backend that this version lacks (rewrite).
+    """None where the destination has no address yet.
 
     Of a collector that the operator runs, the status says where it is.
     """
     spec, collector = destination.spec, destination.spec.collector
     runs = destination.status.collector if collector is not None and collector.address is None else None
     address = runs.address if runs is not None else spec.address
-    if address is None or spec.rewrite is not None:
+    if address is None:
         return None
     encapsulation, port = _encapsulation(spec)
     return ResolvedDestination(
@@ -63,6 +70,7 @@ def resolve_destination(destination: TapDestination) -> ResolvedDestination | No
         fixed_id=spec.fixed_id,
         control=ControlEndpoint(runs.url.rstrip("/"), "") if runs is not None else _control(collector),
         is_pod=runs is not None,
+        mac=(spec.rewrite.mac_address or "") if spec.rewrite is not None else "",
     )
 
 
@@ -71,6 +79,8 @@ def _encapsulation(spec: TapDestinationSpec) -> tuple[Encapsulation, int]:
         return ENCAPSULATIONS[spec.collector.transport], spec.collector.data_port
     if spec.vxlan is not None:
         return Encapsulation.VXLAN, spec.vxlan.port
+    if spec.rewrite is not None:
+        return Encapsulation.REWRITE, 0
     return (Encapsulation.GRE if spec.gre is not None else Encapsulation.ERSPAN2), 0
 
 

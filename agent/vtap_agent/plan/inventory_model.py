@@ -41,6 +41,12 @@ class BridgePort:
     external_ids: Mapping[str, str] = field(default_factory=dict[str, str])
     interface_ids: Mapping[str, str] = field(default_factory=dict[str, str])
     """external_ids of its Interface rows."""
+    device: str = ""
+    """The kernel's device that its packets come from where it is called otherwise than the port: of one that DPDK polls."""
+    deviceless: bool = False
+    """A port of DPDK's with no kernel's device behind it: the pod's end is a socket or a ring, not an interface."""
+    mtu: int = 0
+    """In bytes; 0 where it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +79,8 @@ class Bridge:
     mirror_count: int
     """Mirrors on the bridge, ours and others'. OVS allows 32."""
     foreign_mirror_count: int
+    polled: bool = False
+    """DPDK's poll-mode threads move its packets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +102,10 @@ class NextHopState(StrEnum):
     NO_NEIGHBOUR = "NoNeighbour"
     LOOP = "Loop"
     """The route leads out of an interface that is itself tapped, or to this node."""
+    ROUTED = "Routed"
+    """A router is in between, which copies without a tunnel do not pass."""
+    NO_EDGE = "NoEdge"
+    """Nobody answers for the monitor that copies without a tunnel are for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +122,8 @@ class NextHop:
     gateway_mac: str = ""
     mtu: int = 0
     """Bytes of outer IP packet that fit: the route's MTU, else the interface's."""
+    gateway: str = ""
+    """The router's address, empty where the remote is on the link itself."""
 
 
 @dataclass(frozen=True, slots=True)

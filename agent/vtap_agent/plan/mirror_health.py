@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from vtap_agent.plan.dataplane import Direction, MirrorKey
+from vtap_agent.plan.dataplane import Direction, Feed
 
 EVIDENCE = 10
 """Packets below which nothing is concluded: the samples of two ports are not of the same instant."""
@@ -41,7 +41,7 @@ class MirrorSample:
     """All mirrors of the node at one moment, `at` in seconds of a monotonic clock."""
 
     at: float
-    mirrors: Mapping[MirrorKey, MirrorReading]
+    mirrors: Mapping[Feed, MirrorReading]
 
 
 class MirrorState(StrEnum):
@@ -77,16 +77,16 @@ class MirrorHealth:
         return self.state in (MirrorState.MISSING, MirrorState.LEAKING)
 
 
-def health(previous: MirrorSample, current: MirrorSample, seconds: float) -> dict[MirrorKey, MirrorHealth]:
+def health(previous: MirrorSample, current: MirrorSample, seconds: float) -> dict[Feed, MirrorHealth]:
     """Each mirror of `current`, judged by what moved in the `seconds` since `previous`."""
     return {key: _judge(key, previous.mirrors.get(key), reading, seconds) for key, reading in current.mirrors.items()}
 
 
-def unhealthy(mirrors: Mapping[MirrorKey, MirrorHealth]) -> tuple[str, ...]:
+def unhealthy(mirrors: Mapping[Feed, MirrorHealth]) -> tuple[str, ...]:
     """A sentence for each mirror that does not do what its row says."""
     sentences: list[str] = []
     for key, judged in sorted(mirrors.items()):
-        where = f"the mirror of {key.direction} on bridge {key.bridge}"
+        where = f"the mirror of {key.direction} on bridge {key.place}"
         if judged.state is MirrorState.NOT_HELD:
             sentences.append(f"{where} is in the database, but ovs-vswitchd has refused it; its log says why")
         elif judged.state is MirrorState.MISSING:
@@ -109,7 +109,7 @@ def purge_after_change(version: str) -> bool:
     return patch < _FIXED.get(branch, patch + 1)
 
 
-def _judge(key: MirrorKey, before: MirrorReading | None, now: MirrorReading, seconds: float) -> MirrorHealth:
+def _judge(key: Feed, before: MirrorReading | None, now: MirrorReading, seconds: float) -> MirrorHealth:
     if not now.held and now.age > STATISTICS_DELAY:
         return MirrorHealth(MirrorState.NOT_HELD, 0, 0, 0)
     if before is None or seconds <= 0:

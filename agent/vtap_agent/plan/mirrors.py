@@ -13,34 +13,43 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from vtap_agent.plan.dataplane import Direction, Mirror, MirrorKey
+from vtap_agent.plan.dataplane import Backend, Direction, Feed, Mirror
 from vtap_agent.plan.shortfalls import Shortfall
 from vtap_agent.plan.steps import Phase
 
 MAX_MIRRORS = 32
 """That Open vSwitch holds on one bridge."""
 OWNER = "vtap.dev"
-_OWNER_ID, _NODE_ID, _GENERATION_ID = "vtap-owner", "vtap-node", "vtap-generation"
+_OWNER_ID, _NODE_ID, _GENERATION_ID, _BACKEND_ID = "vtap-owner", "vtap-node", "vtap-generation", "vtap-backend"
 
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """Whose row it is. `generation` tells which run of the agent last wrote it; it is never compared."""
+    """Whose row it is. `generation` tells which run of the agent last wrote it; it is never compared.
+
+    Each backend sweeps its own rows only. A row of OVSMirror does not name it, as rows of the first version did not.
+    """
 
     node: str
     generation: int
+    backend: Backend = Backend.OVS_MIRROR
 
     def external_ids(self) -> dict[str, str]:
         """As a Mirror's or Port's `external_ids` carry it."""
-        return {_OWNER_ID: OWNER, _NODE_ID: self.node, _GENERATION_ID: str(self.generation)}
+        named = {} if self.backend is Backend.OVS_MIRROR else {_BACKEND_ID: str(self.backend)}
+        return {_OWNER_ID: OWNER, _NODE_ID: self.node, _GENERATION_ID: str(self.generation), **named}
 
 
 def read_stamp(external_ids: Mapping[str, str]) -> Stamp | None:
     """The stamp in a row's `external_ids`; None where the row is not ours."""
     if external_ids.get(_OWNER_ID) != OWNER:
         return None
-    generation = external_ids.get(_GENERATION_ID, "")
-    return Stamp(external_ids.get(_NODE_ID, ""), int(generation) if generation.isascii() and generation.isdigit() else 0)
+    generation, backend = external_ids.get(_GENERATION_ID, ""), external_ids.get(_BACKEND_ID, "")
+    return Stamp(
+        node=external_ids.get(_NODE_ID, ""),
+        generation=int(generation) if generation.isascii() and generation.isdigit() else 0,
+        backend=Backend(backend) if backend in tuple(Backend) else Backend.OVS_MIRROR,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +65,8 @@ class ObservedPort:
     as_made: bool
     mtu: int
     ofport: int = 0
+    type: str = ""
+    """Of its Interface: "tap" for a tap device, empty for any other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +138,7 @@ class AddTapPort(MirrorStep):
 class CreateMirror(MirrorStep):
     """Make a mirror whose output is the tap port of the same name."""
 
-    key: MirrorKey
+    key: Feed
     name: str
     ports: frozenset[str]
     stamp: Stamp
@@ -140,7 +151,7 @@ class CreateMirror(MirrorStep):
 class ChangeMirror(MirrorStep):
     """Add and remove selected ports. Where `restore`, also put back every other column that somebody changed."""
 
-    key: MirrorKey
+    key: Feed
     uuid: str
     name: str
     add: frozenset[str]
@@ -179,40 +190,41 @@ class DeleteTapPort(MirrorStep):
         return f"take tap port {self.name} out of bridge {self.bridge}"
 
 
-def tap_port_name(node: str, key: MirrorKey) -> str:
+def tap_port_name(node: str, key: Feed) -> str:
     """The name of the tap port's device, its Port and its Mirror: 15 characters, all that a Linux device may have."""
-    digest = hashlib.sha256(f"{node}\0{key.bridge}\0{key.direction}".encode()).hexdigest()
+    named = (node, key.place, key.direction, *(() if key.backend is Backend.OVS_MIRROR else (key.backend,)))
+    digest = hashlib.sha256("\0".join(named).encode()).hexdigest()
     return f"vtap-{key.direction[0].lower()}-{digest[:8]}"
 
 
-def diff(observed: ObservedMirrors, desired: Mapping[MirrorKey, Mirror], stamp: Stamp) -> tuple[MirrorStep, ...]:
+def diff(observed: ObservedMirrors, desired: Mapping[Feed, Mirror], stamp: Stamp) -> tuple[MirrorStep, ...]:
     """The changes that make `observed` like `desired`; empty when nothing is to do.
 
     Deletions come first, so that what takes a name or one of the 32 places has gone when it is needed. Keys in `refusals`, keys
     of bridges that do not exist, and ports that are not on the bridge are left out.
     """
     refused = refusals(observed, desired, stamp.node)
-    wanted = {key: mirror for key, mirror in desired.items() if key.bridge in observed.bridges and key not in refused}
+    wanted = {key: mirror for key, mirror in desired.items() if key.place in observed.bridges and key not in refused}
     steps: list[MirrorStep] = []
     for bridge in observed.bridges.values():
         steps.extend(_sweep(bridge, wanted, stamp.node))
     for key, mirror in sorted(wanted.items()):
-        steps.extend(_converge(observed.bridges[key.bridge], mirror, stamp))
+        steps.extend(_converge(observed.bridges[key.place], mirror, stamp))
     return tuple(steps)
 
 
-def refusals(observed: ObservedMirrors, desired: Mapping[MirrorKey, Mirror], node: str) -> dict[MirrorKey, str]:
+def refusals(observed: ObservedMirrors, desired: Mapping[Feed, Mirror], node: str) -> dict[Feed, str]:
     """Why a wanted mirror cannot be had, in a sentence that says what to change."""
-    sentences: dict[MirrorKey, str] = {}
-    by_bridge: dict[str, list[MirrorKey]] = defaultdict(list)
+    sentences: dict[Feed, str] = {}
+    by_bridge: dict[str, list[Feed]] = defaultdict(list)
     for key in sorted(desired):
-        if key.bridge not in observed.bridges:
+        if key.place not in observed.bridges:
             continue
         taken = _name_is_taken(observed, key, node)
         if taken:
             sentences[key] = taken
         else:
-            by_bridge[key.bridge].append(key)
+            by_bridge[key.place].append(key)
     for name, keys in by_bridge.items():
         bridge = observed.bridges[name]
         for key in _beyond_limit(bridge, keys, node):
@@ -223,22 +235,18 @@ def refusals(observed: ObservedMirrors, desired: Mapping[MirrorKey, Mirror], nod
     return sentences
 
 
-def unlike(observed: ObservedMirrors, desired: Mapping[MirrorKey, Mirror], stamp: Stamp) -> tuple[Shortfall, ...]:
+def unlike(observed: ObservedMirrors, desired: Mapping[Feed, Mirror], stamp: Stamp) -> tuple[Shortfall, ...]:
     """What still differs, and whom it concerns; empty where every wanted mirror is there and nothing of ours is beside."""
     refused = refusals(observed, desired, stamp.node)
     by_name = {tap_port_name(stamp.node, key): key for key in desired}
     return (
-        *(
-            Shortfall(f"there is no bridge {key.bridge}", frozenset({key}))
-            for key in desired
-            if key.bridge not in observed.bridges
-        ),
+        *(Shortfall(f"there is no bridge {key.place}", frozenset({key})) for key in desired if key.place not in observed.bridges),
         *(Shortfall(sentence, frozenset({key})) for key, sentence in refused.items()),
         *(_concerning(step, by_name) for step in diff(observed, desired, stamp)),
     )
 
 
-def _concerning(step: MirrorStep, by_name: Mapping[str, MirrorKey]) -> Shortfall:
+def _concerning(step: MirrorStep, by_name: Mapping[str, Feed]) -> Shortfall:
     sentence = f"not done yet: {step}"
     if isinstance(step, AddTapPort):
         return Shortfall(sentence, frozenset({by_name[step.name]}))
@@ -249,13 +257,13 @@ def _concerning(step: MirrorStep, by_name: Mapping[str, MirrorKey]) -> Shortfall
     return Shortfall(sentence)
 
 
-def is_ours(stamp: Stamp | None, node: str) -> bool:
-    """Whether this node's agent made the row."""
-    return stamp is not None and stamp.node == node
+def is_ours(stamp: Stamp | None, node: str, backend: Backend = Backend.OVS_MIRROR) -> bool:
+    """Whether this node's agent made the row for this backend."""
+    return stamp is not None and (stamp.node, stamp.backend) == (node, backend)
 
 
-def _sweep(bridge: ObservedBridge, wanted: Mapping[MirrorKey, Mirror], node: str) -> Iterator[MirrorStep]:
-    names = {tap_port_name(node, key) for key in wanted if key.bridge == bridge.name}
+def _sweep(bridge: ObservedBridge, wanted: Mapping[Feed, Mirror], node: str) -> Iterator[MirrorStep]:
+    names = {tap_port_name(node, key) for key in wanted if key.place == bridge.name}
     kept: set[str] = set()
     for mirror in sorted(bridge.mirrors, key=lambda row: row.uuid):
         if not is_ours(mirror.stamp, node):
@@ -270,7 +278,7 @@ def _sweep(bridge: ObservedBridge, wanted: Mapping[MirrorKey, Mirror], node: str
 
 
 def _converge(bridge: ObservedBridge, mirror: Mirror, stamp: Stamp) -> Iterator[MirrorStep]:
-    key, name = mirror.key, tap_port_name(stamp.node, mirror.key)
+    key, name = mirror.feed, tap_port_name(stamp.node, mirror.feed)
     taps = {tap.uuid for tap in bridge.tap_ports}
     ports = frozenset(uuid for uuid in mirror.ports if uuid in bridge.ports and uuid not in taps)
     port = next((port for port in bridge.tap_ports if port.name == name), None)
@@ -305,20 +313,20 @@ def _foreign(bridge: ObservedBridge, node: str) -> int:
     return sum(not is_ours(mirror.stamp, node) for mirror in bridge.mirrors)
 
 
-def _beyond_limit(bridge: ObservedBridge, keys: Iterable[MirrorKey], node: str) -> list[MirrorKey]:
+def _beyond_limit(bridge: ObservedBridge, keys: Iterable[Feed], node: str) -> list[Feed]:
     """The keys that find no place; a mirror that exists keeps its own."""
     first_those_that_exist = sorted(keys, key=lambda key: (_row(bridge, tap_port_name(node, key), node) is None, key))
     return first_those_that_exist[max(0, MAX_MIRRORS - _foreign(bridge, node)) :]
 
 
-def _name_is_taken(observed: ObservedMirrors, key: MirrorKey, node: str) -> str:
+def _name_is_taken(observed: ObservedMirrors, key: Feed, node: str) -> str:
     name = tap_port_name(node, key)
     for bridge in observed.bridges.values():
         stamped = {port.uuid for port in bridge.tap_ports if is_ours(port.stamp, node)}
         if any(other == name and uuid not in stamped for uuid, other in bridge.ports.items()):
             return (
                 f"bridge {bridge.name} has a port {name} that is not ours, which is the name our tap port would have; "
-                f"remove it (ovs-vsctl del-port {bridge.name} {name}), so that {key.direction} of {key.bridge} can be copied"
+                f"remove it (ovs-vsctl del-port {bridge.name} {name}), so that {key.direction} of {key.place} can be copied"
             )
     return ""
 

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from vtap_agent.plan import verdicts
+from vtap_agent.plan.backend_choice import Choice, NoChoice, choose
 from vtap_agent.plan.cluster import COMPONENT_LABEL, Cluster, tap_key
 from vtap_agent.plan.compile import compile_tap
-from vtap_agent.plan.dataplane import MAX_PEER_ADDRESSES, Direction, MirrorKey, TapPointName, TapProgram
+from vtap_agent.plan.dataplane import MAX_PEER_ADDRESSES, Backend, Direction, Feed, TapPointName, TapProgram
 from vtap_agent.plan.destinations import ResolvedDestination, resolve_destination
 from vtap_agent.plan.inventory_model import BridgePort, Inventory, Pod, PodInterface
 from vtap_agent.plan.peers import PeerSets, namespace_labels
@@ -48,7 +49,7 @@ class Candidate:
 
     name: TapPointName
     interface: PodInterface
-    port: BridgePort
+    choice: Choice
     destination: str
     receiver: ResolvedDestination
 
@@ -58,9 +59,17 @@ class Candidate:
         return StreamName(self.name, self.receiver.receiver, self.receiver.control is not None)
 
     @property
-    def mirror(self) -> MirrorKey:
-        """The mirror that feeds it."""
-        return MirrorKey(self.port.bridge, self.name.direction)
+    def port(self) -> BridgePort | None:
+        """The port that Open vSwitch copies at; None where eBPF does."""
+        return self.interface.port if self.choice.backend is not Backend.EBPF else None
+
+    @property
+    def feed(self) -> Feed:
+        """Where its packets come from."""
+        port = self.port
+        if port is None:
+            return Feed(Backend.EBPF, self.interface.host_name, self.name.direction, self.interface.host_ifindex)
+        return Feed(self.choice.backend, port.bridge, self.name.direction)
 
     @property
     def tap(self) -> tuple[str, str]:
@@ -224,6 +233,7 @@ class _PointFinder:
                 self._pods[(pod.ref.namespace, *label)].append(pod)
         self._receivers = receivers
         self._own_namespace = cluster.own_namespace if cluster else ""
+        self._bridges = {bridge.name: bridge for bridge in inventory.switch.bridges}
         self._interfaces: dict[str, list[PodInterface]] = defaultdict(list)
         for interface in inventory.interfaces:
             self._interfaces[interface.pod.uid].append(interface)
@@ -251,10 +261,13 @@ class _PointFinder:
                 sentence = verdicts.no_interface(pod, tap.spec.interfaces, has)
                 refused.append(verdicts.pod_refused(pod, "", "NoInterface", sentence))
             for interface in wanted:
-                if interface.port is None:
-                    refused.append(verdicts.pod_refused(pod, interface.name, "NoPort", verdicts.no_port(interface)))
+                port = interface.port
+                bridge = self._bridges.get(port.bridge) if port else None
+                choice = choose(tap.spec.backend, interface, bridge, filtered=tap.spec.filter is not None)
+                if isinstance(choice, NoChoice):
+                    refused.append(verdicts.pod_refused(pod, interface.name, choice.reason, choice.sentence))
                 else:
-                    found.extend(_candidates(tap, pod, interface, interface.port, receiver))
+                    found.extend(_candidates(tap, pod, interface, choice, receiver))
         return found, refused
 
     def _worth_a_look(self, tap: VirtualTap) -> list[Pod]:
@@ -278,7 +291,7 @@ def _wants(tap: VirtualTap, interface: str) -> bool:
 
 
 def _candidates(
-    tap: VirtualTap, pod: Pod, interface: PodInterface, port: BridgePort, receiver: ResolvedDestination
+    tap: VirtualTap, pod: Pod, interface: PodInterface, choice: Choice, receiver: ResolvedDestination
 ) -> Iterable[Candidate]:
     both = (Direction.INGRESS, Direction.EGRESS)
     for direction in both if tap.spec.direction == "Both" else (Direction(tap.spec.direction),):
@@ -286,4 +299,4 @@ def _candidates(
         name = TapPointName(
             tap.metadata.namespace, tap.metadata.name, ref.namespace, ref.name, ref.uid, interface.name, direction
         )
-        yield Candidate(name, interface, port, tap.spec.destination_ref.name, receiver)
+        yield Candidate(name, interface, choice, tap.spec.destination_ref.name, receiver)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from vtap_agent.plan.dataplane import MirrorKey
+from vtap_agent.plan.dataplane import Feed
 from vtap_agent.plan.verdicts import PointVerdict, TapVerdict
 
 
@@ -13,13 +13,13 @@ from vtap_agent.plan.verdicts import PointVerdict, TapVerdict
 class Shortfall:
     """A difference between what is and what should be.
 
-    It concerns the taps named in `taps` ("namespace/name"), those with a tap point fed by one of `mirrors`, or with `everybody`
-    every tap that is fed at all. `ports`, where not None, narrows `mirrors` to tap points on these ports (UUIDs). What concerns
+    It concerns the taps named in `taps` ("namespace/name"), those with a tap point fed by one of `feeds`, or with `everybody`
+    every tap that is fed at all. `ports`, where not None, narrows `feeds` to tap points on these ports (UUIDs). What concerns
     nobody is garbage still to be swept.
     """
 
     sentence: str
-    mirrors: frozenset[MirrorKey] = frozenset()
+    feeds: frozenset[Feed] = frozenset()
     ports: frozenset[str] | None = None
     taps: frozenset[str] = frozenset()
     everybody: bool = False
@@ -33,11 +33,10 @@ class Shortfall:
     @property
     def concerns_nobody(self) -> bool:
         """Whether no tap gets anything else than it should."""
-        return not (self.everybody or self.taps or self.mirrors) or (not self.taps and self.ports == frozenset())
+        return not (self.everybody or self.taps or self.feeds) or (not self.taps and self.ports == frozenset())
 
     def _is_about(self, point: PointVerdict) -> bool:
-        on_mirror = any((key.bridge, key.direction.value) == (point.bridge, point.direction) for key in self.mirrors)
-        return on_mirror and (self.ports is None or point.port in self.ports)
+        return point.feed in self.feeds and (self.ports is None or point.port in self.ports)
 
 
 def about(verdict: TapVerdict, shortfalls: Iterable[Shortfall]) -> list[str]:

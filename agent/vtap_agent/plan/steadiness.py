@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from vtap_agent.plan.inventory_model import Inventory, PodInterface, Switch
+from vtap_agent.plan.inventory_model import Inventory, PodInterface
 
 
-def with_switch(inventory: Inventory, switch: Switch) -> Inventory:
-    """The inventory as it would be if `switch` still told its ports."""
-    ports = {port.name: port for bridge in switch.bridges for port in bridge.ports}
+def with_switch(inventory: Inventory, before: Inventory) -> Inventory:
+    """The inventory as it would be if the switch still told its ports, and those pods' interfaces that only ports tell of."""
+    ports = {port.device or port.name: port for bridge in before.switch.bridges for port in bridge.ports}
     interfaces = tuple(replace(item, port=ports.get(item.host_name or _port_name(item))) for item in inventory.interfaces)
-    return replace(inventory, interfaces=interfaces, switch=replace(switch, reachable=inventory.switch.reachable))
+    here, taken = {pod.ref for pod in inventory.pods}, {item.port.uuid for item in interfaces if item.port is not None}
+    deviceless = (item for item in before.interfaces if item.port is not None and item.port.deviceless)
+    missed = (item for item in deviceless if item.pod in here and item.port is not None and item.port.uuid not in taken)
+    switch = replace(before.switch, reachable=inventory.switch.reachable)
+    return replace(inventory, interfaces=(*interfaces, *missed), switch=switch)
 
 
 def _port_name(interface: PodInterface) -> str:

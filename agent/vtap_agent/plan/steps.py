@@ -1,7 +1,7 @@
 """Steps that turn what is into what should be, and the one order in which they run.
 
 A pass collects the steps of every backend and of the pipeline, sorts them by phase, and applies them. Additions come before the
-mirrors that feed them, removals after the mirrors that fed them have gone, so that no copy ever meets a half-made data plane.
+copies that feed them, removals after the copies that fed them have gone, so that no copy ever meets a half-made data plane.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Phase(IntEnum):
     SELECT = 3
     """Sources that gain tap points."""
     MIRROR = 4
-    """One OVSDB transaction: ports, mirror rows, selections, both growing and shrinking."""
+    """One transaction a backend: ports, mirror rows, selections; flows and groups. Both growing and shrinking."""
     DESELECT = 5
     """Sources that lose tap points or go."""
     RETIRE = 6

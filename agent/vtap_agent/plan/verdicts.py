@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from vtap_agent.plan.backend_choice import Choice
 from vtap_agent.plan.dataplane import (
     MAX_FLOOD_ENTRIES,
     MAX_PEER_ADDRESSES,
     MAX_POINTS_PER_SOURCE,
     MAX_TAP_PORTS,
+    Backend,
+    Feed,
     TapPointName,
 )
 from vtap_agent.plan.inventory_model import BridgePort, NextHop, NextHopState, Pod, PodInterface
@@ -35,7 +38,10 @@ class PointVerdict:
     reason: str
     message: str
     backend: str = ""
-    bridge: str = ""
+    why: str = ""
+    """The sentence that says why it is this backend."""
+    feed: Feed | None = None
+    """Where its packets come from, None where it gets none."""
     port: str = ""
     """The UUID of its OVS port, empty where it has none."""
     fed: bool = False
@@ -66,26 +72,67 @@ def pod_refused(pod: Pod, interface: str, reason: str, sentence: str) -> PointVe
     return PointVerdict(pod.ref.namespace, pod.ref.name, interface, "", PointState.REFUSED, reason, sentence)
 
 
-def point_verdict(name: TapPointName, state: PointState, reason: str, sentence: str) -> PointVerdict:
+def point_verdict(name: TapPointName, choice: Choice, state: PointState, reason: str, sentence: str) -> PointVerdict:
     """A tap point in some state, not fed."""
     return PointVerdict(
-        name.pod_namespace, name.pod_name, name.interface, name.direction.value, state, reason, sentence, "OVSMirror"
+        pod_namespace=name.pod_namespace,
+        pod_name=name.pod_name,
+        interface=name.interface,
+        direction=name.direction.value,
+        state=state,
+        reason=reason,
+        message=sentence,
+        backend=choice.backend.value,
+        why=choice.why,
     )
 
 
-def delivery_verdict(name: TapPointName, remote: str, hop: NextHop, port: BridgePort, *, fed: bool) -> PointVerdict:
+def delivery_verdict(
+    name: TapPointName, choice: Choice, remote: str, hop: NextHop, feed: Feed, port: BridgePort | None, *, fed: bool
+) -> PointVerdict:
     """A tap point whose collector, if any, has been told of it, or cannot be: whether its copies can leave."""
     if hop.state is NextHopState.NO_ROUTE:
         what = "copies are dropped and counted as noRoute" if fed else "nothing is copied"
         sentence = f"there is no route to {remote}: {what}; add a route on the node"
-        made = point_verdict(name, PointState.WAITING, "NoRoute", sentence)
+        made = point_verdict(name, choice, PointState.WAITING, "NoRoute", sentence)
     elif hop.state is NextHopState.NO_NEIGHBOUR:
         what = "copies are dropped and counted as noNeighbour" if fed else "nothing is copied"
         sentence = f"the next hop to {remote} on {hop.ifname} does not answer: {what}; check that it is up"
-        made = point_verdict(name, PointState.WAITING, "NoNeighbour", sentence)
+        made = point_verdict(name, choice, PointState.WAITING, "NoNeighbour", sentence)
+    elif hop.state is NextHopState.ROUTED:
+        made = point_verdict(name, choice, PointState.WAITING, "Routed", routed(remote, hop))
+    elif hop.state is NextHopState.NO_EDGE:
+        made = point_verdict(name, choice, PointState.WAITING, "NoEdge", no_edge(remote, hop))
     else:
-        made = point_verdict(name, PointState.READY, "Programmed", f"mirrored at {port.name} on {port.bridge}")
-    return replace(made, bridge=port.bridge, port=port.uuid, fed=fed)
+        made = point_verdict(name, choice, PointState.READY, "Programmed", copied_at(feed, port, choice))
+    return replace(made, feed=feed, port=port.uuid if port else "", fed=fed)
+
+
+def routed(remote: str, hop: NextHop) -> str:
+    """Why copies without a tunnel do not leave: a router would have to know the way back."""
+    return (
+        f"{remote} is behind the router {hop.gateway} on {hop.ifname}, and rewritten copies go no further than their layer-2 "
+        "domain: they are dropped and counted as noRoute; let the monitor have an address in a network that this node is in, "
+        "or name a destination of another kind"
+    )
+
+
+def no_edge(remote: str, hop: NextHop) -> str:
+    """Why copies without a tunnel do not leave: nobody would recover them."""
+    return (
+        f"nobody at the edge of the monitor {remote} answers on {hop.ifname}: copies are dropped and counted as notReady; run an "
+        "agent on the monitor's node, which must know the monitor's pod, or write spec.rewrite.macAddress of the destination and "
+        "recover copies yourself"
+    )
+
+
+def copied_at(feed: Feed, port: BridgePort | None, choice: Choice) -> str:
+    """Where a tap point's copies are made, and why there where nobody has asked for it."""
+    why = f" ({choice.why})" if choice.by_auto else ""
+    if feed.backend is Backend.EBPF or port is None:
+        return f"cloned at {feed.place}{why}"
+    how = "mirrored" if feed.backend is Backend.OVS_MIRROR else "copied by flows"
+    return f"{how} at {port.name} on {port.bridge}{why}"
 
 
 def host_network(pod: Pod) -> str:
@@ -125,15 +172,6 @@ def no_interface(pod: Pod, wanted: tuple[str, ...], has: tuple[str, ...]) -> str
     return f"spec.interfaces: pod {pod.ref} has no interface {' or '.join(wanted)} (it has: {', '.join(sorted(has))})"
 
 
-def no_port(interface: PodInterface) -> str:
-    """Why an interface cannot be mirrored."""
-    where = f"{interface.host_name}, which is on no Open vSwitch bridge" if interface.host_name else "nothing on this node"
-    return (
-        f"pod {interface.pod} interface {interface.name} leads to {where}; "
-        "attach it to a bridge (ovs-vsctl add-port BRIDGE INTERFACE), or leave it out in spec.interfaces"
-    )
-
-
 def no_key(size: int) -> str:
     """Why a stream has no key."""
     return f"all {size} stream keys of this node are in use; select fewer pods or remove a tap"
@@ -171,7 +209,7 @@ def too_many_receivers(bridge: str) -> str:
     )
 
 
-def too_many_mirrors(bridge: str) -> str:
+def too_many_tap_ports(bridge: str) -> str:
     """Why a tap point on one more bridge is refused."""
     return (
         f"taps on this node already need {MAX_TAP_PORTS} tap ports, one a bridge and direction, which is all it can have; "

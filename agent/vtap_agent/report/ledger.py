@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vtap_agent.plan.dataplane import Direction, NodeCounters, PointCounters, TapPointName
+from vtap_agent.plan.dataplane import Backend, Direction, Feed, NodeCounters, PointCounters, TapPointName
 
 MAX_CLOSED = 1000
 """Closed tap points that keep a row of their own; older ones go into one sum a tap."""
@@ -52,6 +52,16 @@ def with_drop(counters: PointCounters, reason: str, packets: int) -> PointCounte
     if packets == 0:
         return counters
     return replace(counters, dropped={**counters.dropped, reason: counters.dropped.get(reason, 0) + packets})
+
+
+def with_uncopied(counters: NodeCounters, uncopied: Mapping[int, int]) -> NodeCounters:
+    """What a switch's own flows left out was seen and excluded, if not by `pick`. By slot; bytes are not told."""
+    points = {
+        slot: replace(point, seen=point.seen + uncopied[slot], excluded=point.excluded + uncopied[slot])
+        for slot, point in counters.points.items()
+        if slot in uncopied
+    }
+    return replace(counters, points={**counters.points, **points}) if points else counters
 
 
 def add(left: PointCounters, right: PointCounters) -> PointCounters:
@@ -169,13 +179,19 @@ def ledger_to_json(node: str, rows: Iterable[Row], counters: NodeCounters) -> di
     return {
         "node": node,
         "points": [row_to_json(row) for row in rows],
-        "unattributed": {f"{key.bridge} {key.direction.value}": count for key, count in sorted(counters.unattributed.items())},
+        "unattributed": {_feed_text(feed): count for feed, count in sorted(counters.unattributed.items())},
         "pair": {
             "handed": sum(point.handed for point in counters.points.values()),
             "arrived": sum(point.arrived for point in counters.points.values()),
             "dropped": counters.pair_dropped,
         },
     }
+
+
+def _feed_text(feed: Feed) -> str:
+    """A mirror by its bridge alone."""
+    backend = () if feed.backend is Backend.OVS_MIRROR else (feed.backend.value,)
+    return " ".join(filter(None, (feed.place, feed.direction.value, *backend)))
 
 
 def keys_to_json(node: str, rows: Iterable[Row]) -> dict[str, Any]:

@@ -127,10 +127,10 @@ def _point_metrics(rows: Iterable[Row]) -> Iterable[Metric]:
 
 def _node_metrics(reading: Reading) -> Iterable[Metric]:
     unattributed = CounterMetricFamily(
-        "vtap_unattributed_packets", "Copies at a tap port that fit no tapped source", labels=("bridge", "direction")
+        "vtap_unattributed_packets", "Packets at a feed that fit no tapped source", labels=("backend", "place", "direction")
     )
     for key, count in sorted(reading.counters.unattributed.items()):
-        unattributed.add_metric([key.bridge, key.direction.value], count)
+        unattributed.add_metric([key.backend.value, key.place, key.direction.value], count)
     yield unattributed
     yield CounterMetricFamily(
         "vtap_pair_dropped_packets", "Segments dropped between pick and send", value=reading.counters.pair_dropped

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vtap_agent.plan.dataplane import MirrorKey, TapPointName
+from vtap_agent.plan.dataplane import Feed, TapPointName
 from vtap_agent.plan.shortfalls import Shortfall, about
 from vtap_agent.plan.verdicts import PointState, PointVerdict, TapVerdict
 from vtap_agent.report.ledger import Row
@@ -36,15 +36,17 @@ class TapStatus:
 class Observations:
     """What planning cannot know.
 
-    `stopped` is the sentence that says why the last pass did not come to its end, empty where it did. `unverified` is
-    what the kernel or OVS does not hold as wanted; `mirror_problems` about mirrors that do not copy as they should. Of
+    `stopped` is the sentence that says why the last pass did not come to its end, empty where it did; with `switch_away` it is
+    because Open vSwitch does not answer, which is no matter to taps that it has no part in. `unverified` is
+    what the kernel or OVS does not hold as wanted; `feed_problems` about feeds that do not copy as they should. Of
     destinations, by name: `told` are those with a collector of ours, `confirming` those whose collector acknowledges the streams,
     and `collector_problems` says why others do not. `unarriving` are tap points whose copies leave and never arrive.
     """
 
     stopped: str = ""
+    switch_away: bool = False
     unverified: tuple[Shortfall, ...] = ()
-    mirror_problems: Mapping[MirrorKey, str] = field(default_factory=dict[MirrorKey, str])
+    feed_problems: Mapping[Feed, str] = field(default_factory=dict[Feed, str])
     told: frozenset[str] = frozenset()
     collector_problems: Mapping[str, str] = field(default_factory=dict[str, str])
     confirming: frozenset[str] = frozenset()
@@ -105,7 +107,7 @@ def _programming_trouble(verdict: TapVerdict, observations: Observations) -> tup
     """(reason, sentence) why a tap is not programmed as a whole, both empty where it is."""
     if verdict.refusal:
         return "NotAccepted", "nothing is copied: " + verdict.refusal
-    if observations.stopped:
+    if observations.stopped and not (observations.switch_away and _needs_no_switch(verdict)):
         return "NotApplied", observations.stopped
     if verdict.matched_pods == 0:
         return "NoPods", "spec.podSelector: matches no pod of this namespace on this node"
@@ -115,14 +117,19 @@ def _programming_trouble(verdict: TapVerdict, observations: Observations) -> tup
         return refused[0].reason, _first_of(refused)
     if unfed := [point for point in verdict.points if not point.fed]:
         return unfed[0].reason, _first_of(unfed)
-    sentences = [*about(verdict, observations.unverified), *_about_mirrors(verdict, observations.mirror_problems)]
+    sentences = [*about(verdict, observations.unverified), *_about_feeds(verdict, observations.feed_problems)]
     return ("NotVerified", sentences[0]) if sentences else ("", "")
 
 
-def _about_mirrors(verdict: TapVerdict, problems: Mapping[MirrorKey, str]) -> list[str]:
-    """Of the mirrors that feed this very tap."""
-    mirrors = {(point.bridge, point.direction) for point in verdict.points if point.fed}
-    return [sentence for key, sentence in sorted(problems.items()) if (key.bridge, key.direction.value) in mirrors]
+def _needs_no_switch(verdict: TapVerdict) -> bool:
+    feeds = [point.feed for point in verdict.points]
+    return bool(feeds) and all(feed is not None and not feed.has_tap_port for feed in feeds)
+
+
+def _about_feeds(verdict: TapVerdict, problems: Mapping[Feed, str]) -> list[str]:
+    """Of the feeds of this very tap."""
+    feeds = {point.feed for point in verdict.points if point.fed}
+    return [sentence for feed, sentence in sorted(problems.items()) if feed in feeds]
 
 
 def _delivering(verdict: TapVerdict, observations: Observations) -> Condition:
@@ -224,6 +231,7 @@ def _point_to_json(verdict: TapVerdict, point: PointVerdict, rates: Mapping[Poin
         "interface": point.interface,
         "direction": point.direction,
         "backend": point.backend,
+        **({"why": point.why} if point.why else {}),
         "state": point.state.value,
         "reason": point.reason,
         "message": point.message,

@@ -59,6 +59,8 @@ class NodeView:
     rows: tuple[Row, ...] = ()
     inventory: Inventory | None = None
     trouble: tuple[str, str] = ("", "")
+    switch_expected: bool = True
+    """Whether there is an Open vSwitch on this node that should answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,13 +145,14 @@ def _bridges(switch: Switch | None) -> tuple[BridgeStatus, ...]:
 
 def _backends(switch: Switch | None) -> tuple[BackendStatus, ...]:
     reachable = switch is not None and switch.reachable
-    return tuple(
-        BackendStatus(name=name, available=reachable, message="" if reachable else SWITCH_AWAY)
-        if name in AVAILABLE_BACKENDS
-        else BackendStatus(name=name, available=False, message=f"{name} {NOT_HERE}")
-        for name in BackendName
-        if name is not BackendName.AUTO
-    )
+    return tuple(_backend(name, reachable) for name in BackendName if name is not BackendName.AUTO)
+
+
+def _backend(name: BackendName, reachable: bool) -> BackendStatus:
+    if name not in AVAILABLE_BACKENDS:
+        return BackendStatus(name=name, available=False, message=f"{name} {NOT_HERE}")
+    works = reachable or name is BackendName.EBPF
+    return BackendStatus(name=name, available=works, message="" if works else SWITCH_AWAY)
 
 
 def _tap(status: TapStatus, before: Times, now: str) -> TapOnNode:
@@ -206,7 +209,7 @@ def _point(
 def _ready(view: NodeView, generation: int, cut: Sequence[str], before: Times, now: str) -> ApiCondition:
     reason, sentence = view.trouble
     switch = view.inventory.switch if view.inventory is not None else None
-    if not reason and (switch is None or not switch.reachable):
+    if not reason and (switch is None or (not switch.reachable and view.switch_expected)):
         reason, sentence = "NoSwitch", SWITCH_AWAY
     if reason:
         condition = Condition("Ready", "False", reason, sentence, generation)

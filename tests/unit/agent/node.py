@@ -12,9 +12,9 @@ from vtap_agent.accounts import Accounts
 from vtap_agent.errors import Wait
 from vtap_agent.events import Mailbox
 from vtap_agent.loop import Loop, Parts
-from vtap_agent.plan.dataplane import DataPlane, MirrorKey, NodeCounters, PointCounters
+from vtap_agent.plan.dataplane import Backend, DataPlane, Feed, NodeCounters, PointCounters
 from vtap_agent.plan.inventory_model import Bridge, Inventory
-from vtap_agent.plan.mirror_health import MirrorHealth
+from vtap_agent.plan.mirror_health import MirrorHealth, unhealthy
 from vtap_agent.plan.mirrors import MirrorStep
 from vtap_agent.plan.selection import Desired
 from vtap_agent.plan.shortfalls import Shortfall
@@ -38,7 +38,7 @@ class Become:
 class Mirrored(MirrorStep):
     """The mirrors become what is wanted."""
 
-    wanted: Mapping[MirrorKey, Any] = field(default_factory=dict)
+    wanted: Mapping[Feed, Any] = field(default_factory=dict)
 
 
 class MemoryPipeline:
@@ -46,14 +46,14 @@ class MemoryPipeline:
 
     def __init__(self) -> None:
         self.has = DataPlane()
-        self.devices: set[MirrorKey] = set()
+        self.devices: set[Feed] = set()
         self.trouble: Callable[[], None] = lambda: None
         self.points: dict[int, PointCounters] = {}
         self.leases = 0
-        self.unmakeable: Mapping[MirrorKey, Exception] = {}
+        self.unmakeable: Mapping[Feed, Exception] = {}
         self.unwritable: Mapping[str, str] = {}
 
-    def plan(self, wanted: DataPlane, _tap_ports: Mapping[MirrorKey, object]) -> list[Become]:
+    def plan(self, wanted: DataPlane, _tap_ports: Mapping[Feed, object]) -> list[Become]:
         return [] if wanted == self.has else [Become(wanted)]
 
     def shortfalls(self, wanted: DataPlane) -> tuple[Shortfall, ...]:
@@ -62,23 +62,27 @@ class MemoryPipeline:
     def refusals(self, wanted: DataPlane) -> dict[str, str]:
         return {name: self.unwritable[name] for name in wanted.programs if name in self.unwritable}
 
+    def owns(self, step: object) -> bool:
+        return isinstance(step, Become)
+
     def apply(self, step: Become) -> None:
         self.trouble()
-        assert {source.mirror for source in step.wanted.sources} <= self.devices, "a source without a tap port"
+        ported = {source.feed for source in step.wanted.sources if source.feed.has_tap_port}
+        assert ported <= self.devices, "a source without a tap port"
         self.has = step.wanted
 
-    def tap_ports(self) -> frozenset[MirrorKey]:
+    def tap_ports(self) -> frozenset[Feed]:
         return frozenset(self.devices)
 
-    def tap_port_devices(self, key: MirrorKey) -> MirrorKey:
+    def tap_port_devices(self, key: Feed) -> Feed:
         return key
 
-    def ensure_tap_port(self, key: MirrorKey) -> None:
+    def ensure_tap_port(self, key: Feed, *, polled: bool = False) -> None:
         if key in self.unmakeable:
             raise self.unmakeable[key]
         self.devices.add(key)
 
-    def remove_tap_port(self, key: MirrorKey) -> None:
+    def remove_tap_port(self, key: Feed) -> None:
         self.devices.discard(key)
 
     def counters(self, slots: Iterable[int] = ()) -> NodeCounters:
@@ -94,15 +98,16 @@ class MemoryPipeline:
 class MemoryMirrors:
     """Holds mirrors while it is not away, as the database does."""
 
+    backend = Backend.OVS_MIRROR
     purges = 0
     notes: tuple[str, ...] = ()
 
     def __init__(self) -> None:
-        self.has: Mapping[MirrorKey, Any] = {}
+        self.has: Mapping[Feed, Any] = {}
         self.away = False
-        self.refused: Mapping[MirrorKey, str] = {}
+        self.refused: Mapping[Feed, str] = {}
         self.unlike: tuple[Shortfall, ...] = ()
-        self.health: Mapping[MirrorKey, MirrorHealth] = {}
+        self.health: Mapping[Feed, MirrorHealth] = {}
 
     def _look(self) -> None:
         if self.away:
@@ -112,7 +117,7 @@ class MemoryMirrors:
         self._look()
         return () if wanted.mirrors == self.has else (Mirrored("br0", wanted.mirrors),)
 
-    def refusals(self, wanted: DataPlane) -> dict[MirrorKey, str]:
+    def refusals(self, wanted: DataPlane) -> dict[Feed, str]:
         self._look()
         return {key: self.refused[key] for key in wanted.mirrors if key in self.refused}
 
@@ -126,9 +131,9 @@ class MemoryMirrors:
         self._look()
         return self.unlike + (() if wanted.mirrors == self.has else (Shortfall("not done yet", everybody=True),))
 
-    def check_health(self, _wanted: DataPlane, _suspects: frozenset[MirrorKey] = frozenset()) -> Mapping[MirrorKey, MirrorHealth]:
+    def problems(self, _wanted: DataPlane, _suspects: frozenset[Feed]) -> Mapping[Feed, str]:
         self._look()
-        return self.health
+        return {feed: said[0] for feed, health in self.health.items() if (said := unhealthy({feed: health}))}
 
 
 @dataclass
@@ -165,7 +170,7 @@ class Node:
         self.taps, self.pipeline, self.mirrors, self.mailbox = Taps(), MemoryPipeline(), MemoryMirrors(), Mailbox()
         self.accounts = Accounts(state / "agent.json", 4096)
         self.announcer = Announcer("node-1", self.mailbox.changed)
-        parts: Any = (self.taps, self.world, self.mirrors, self.pipeline, self.announcer, self.accounts, self.mailbox)
+        parts: Any = (self.taps, self.world, (self.mirrors,), self.pipeline, self.announcer, self.accounts, self.mailbox)
         self.loop = Loop(Parts(*parts), 4096)
 
     def want(self, *taps: VirtualTap) -> None:

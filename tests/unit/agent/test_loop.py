@@ -15,7 +15,7 @@ from tests.unit.agent.waiting import eventually
 from tests.unit.plan.test_planning import tap
 from vtap_agent import loop as module
 from vtap_agent.errors import Retry
-from vtap_agent.plan.dataplane import Direction, MirrorKey, PointCounters
+from vtap_agent.plan.dataplane import Backend, Direction, Feed, PointCounters
 from vtap_agent.plan.mirror_health import MirrorHealth, MirrorState
 from vtap_agent.plan.shortfalls import Shortfall
 
@@ -150,7 +150,7 @@ def test_a_pod_that_cannot_be_looked_into_for_a_moment_stays_tapped(node: Node, 
 def test_an_unhealthy_mirror_is_said_of_the_taps_it_feeds(node: Node) -> None:
     node.want(tap("in", direction="Ingress"), tap("out", direction="Egress"))
     eventually(lambda: programmed(node, "in") and programmed(node, "out"))
-    node.mirrors.health = {MirrorKey("br0", Direction.INGRESS): MirrorHealth(MirrorState.NOT_HELD, 0, 0, 0)}
+    node.mirrors.health = {Feed(Backend.OVS_MIRROR, "br0", Direction.INGRESS): MirrorHealth(MirrorState.NOT_HELD, 0, 0, 0)}
     eventually(lambda: node.condition("in", "Programmed")[1] == "NotVerified")
     assert programmed(node, "out")
     node.mirrors.health = {}
@@ -158,7 +158,7 @@ def test_an_unhealthy_mirror_is_said_of_the_taps_it_feeds(node: Node) -> None:
 
 
 def test_a_mirror_that_cannot_be_had_is_refused_for_good_and_not_tried_each_pass(node: Node) -> None:
-    ingress = MirrorKey("br0", Direction.INGRESS)
+    ingress = Feed(Backend.OVS_MIRROR, "br0", Direction.INGRESS)
     node.mirrors.refused = {ingress: "the bridge is full of mirrors"}
     node.want(tap("in", direction="Ingress"), tap("out", direction="Egress"))
     eventually(lambda: programmed(node, "out"))
@@ -177,7 +177,7 @@ def test_a_pass_without_news_plans_nothing_anew_and_still_puts_right_what_others
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node.want(tap())
-    eventually(lambda: programmed(node) and not node.loop._mirror_problems)
+    eventually(lambda: programmed(node) and not node.loop._feed_problems)
     made: list[object] = []
     monkeypatch.setattr(module, "select", lambda *arguments: made.append(arguments))
     node.pipeline.has = replace(node.pipeline.has, sources=())
@@ -207,7 +207,7 @@ def test_what_is_not_done_yet_is_said_of_the_taps_it_concerns_and_of_no_others(n
     node.world.inventory = replace(node.world.inventory, pods=pods)
     node.mailbox.changed()
     eventually(lambda: programmed(node, "one") and programmed(node, "two"))
-    ingress = frozenset({MirrorKey("br0", Direction.INGRESS)})
+    ingress = frozenset({Feed(Backend.OVS_MIRROR, "br0", Direction.INGRESS)})
     node.mirrors.unlike = (
         Shortfall("not done yet: add 1 port", ingress, frozenset({"uuid-2"})),
         Shortfall("not done yet: delete mirror old", frozenset()),
@@ -229,7 +229,7 @@ def test_a_tap_that_the_preprocessor_cannot_hold_is_said_and_the_others_go_on(no
 
 @pytest.mark.parametrize("trouble", [Retry("the kernel answers: no memory"), OSError(12, "no memory")])
 def test_a_tap_port_that_cannot_be_made_is_said_and_other_taps_go_on(node: Node, trouble: Exception) -> None:
-    node.pipeline.unmakeable = {MirrorKey("br0", Direction.INGRESS): trouble}
+    node.pipeline.unmakeable = {Feed(Backend.OVS_MIRROR, "br0", Direction.INGRESS): trouble}
     node.want(tap("in", direction="Ingress"), tap("out", direction="Egress"))
     eventually(lambda: programmed(node, "out") and "no memory" in node.condition("in", "Programmed")[2])
     assert {name for name, _ in node.copied()} == {"out"}

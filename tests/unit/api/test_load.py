@@ -323,6 +323,7 @@ def test_each_wrong_field_is_named(spec: dict[str, Any], path: str):
         ({"gre": {"address": "10.0.9.2"}, "allowedNamespaces": {"from": "Selector"}}, "spec.allowedNamespaces.selector"),
         ({"gre": {"address": "10.0.9.2"}, "allowedNamespaces": {"selector": {}}}, "spec.allowedNamespaces.selector"),
         ({"rewrite": {"address": "10.0.9.2", "macAddress": "02:00"}}, "spec.rewrite.macAddress"),
+        ({"rewrite": {"address": "10.0.9.2", "macAddress": "01:00:5e:00:00:01"}}, "spec.rewrite.macAddress"),
     ],
 )
 def test_each_wrong_field_of_a_destination_is_named(spec: dict[str, Any], path: str):

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from tests.contract.fake_bridge import FakeMirror, FakeSwitch
 from tests.contract.frames import BROADCAST, frame
-from vtap_agent.plan.dataplane import Direction, Mirror, MirrorKey
+from vtap_agent.plan.dataplane import Backend, Direction, Feed, Mirror
 from vtap_agent.plan.mirrors import MAX_MIRRORS, Stamp, diff, is_ours, read_stamp, refusals, tap_port_name
 
 NODE = "node-a"
@@ -32,12 +32,14 @@ class Node(RuleBasedStateMachine):
         self.generation = 1
         self.converged = True
 
-    def desired(self) -> dict[MirrorKey, Mirror]:
-        wanted: dict[MirrorKey, set[str]] = {}
+    def desired(self) -> dict[Feed, Mirror]:
+        wanted: dict[Feed, set[str]] = {}
         for pod, direction in self.taps:
             if pod in self.pods:
                 bridge = self.pods[pod]
-                wanted.setdefault(MirrorKey(bridge, direction), set()).add(self.switch.bridges[bridge].named(pod).uuid)
+                wanted.setdefault(Feed(Backend.OVS_MIRROR, bridge, direction), set()).add(
+                    self.switch.bridges[bridge].named(pod).uuid
+                )
         return {key: Mirror(key, frozenset(ports)) for key, ports in wanted.items()}
 
     @rule(bridge=some_bridge, tag=st.sampled_from((0, 10, 20)), mtu=st.sampled_from((1400, 1500, 9000)))
@@ -100,7 +102,7 @@ class Node(RuleBasedStateMachine):
 
     @rule(bridge=some_bridge, direction=some_direction)
     def another_nodes_agent_made_rows(self, bridge: str, direction: Direction) -> None:
-        name = tap_port_name("node-b", MirrorKey(bridge, direction))
+        name = tap_port_name("node-b", Feed(Backend.OVS_MIRROR, bridge, direction))
         if all(port.name != name for port in self.switch.bridges[bridge].ports.values()):
             ids = Stamp("node-b", 7).external_ids()
             port = self.switch.add_port(bridge, name, 0, ids)
@@ -110,7 +112,7 @@ class Node(RuleBasedStateMachine):
 
     @rule(bridge=some_bridge, direction=some_direction)
     def an_older_run_left_a_second_mirror(self, bridge: str, direction: Direction) -> None:
-        name = tap_port_name(NODE, MirrorKey(bridge, direction))
+        name = tap_port_name(NODE, Feed(Backend.OVS_MIRROR, bridge, direction))
         self.switch.add_mirror(bridge, FakeMirror("", name, external_ids=Stamp(NODE, 0).external_ids()))
         self.converged = False
 
@@ -188,11 +190,11 @@ class Node(RuleBasedStateMachine):
         assert all(port.as_made for port in ports.values())
         for row in rows:
             other_side = Direction.INGRESS if names[row.name].direction is Direction.EGRESS else Direction.EGRESS
-            selected = [observed.bridges[names[row.name].bridge].mtus[port] for port in desired[names[row.name]].ports]
+            selected = [observed.bridges[names[row.name].place].mtus[port] for port in desired[names[row.name]].ports]
             assert ports[row.name].mtu == max(selected), "copies fit, and the bridge's own MTU is not lowered"
             assert (row.plain, row.selected(other_side), row.output_port) == (True, frozenset(), ports[row.name].uuid)
         for key in refused:
-            assert sum(not is_ours(row.stamp, NODE) for row in observed.bridges[key.bridge].mirrors) >= MAX_MIRRORS - 1
+            assert sum(not is_ours(row.stamp, NODE) for row in observed.bridges[key.place].mirrors) >= MAX_MIRRORS - 1
 
     @invariant()
     def after_a_pass_a_tapped_pods_packet_is_copied_once(self) -> None:
@@ -200,7 +202,7 @@ class Node(RuleBasedStateMachine):
             return
         refused = refusals(self.switch.observe(), self.desired(), NODE)
         for pod, bridge in self.pods.items():
-            key = MirrorKey(bridge, Direction.EGRESS)
+            key = Feed(Backend.OVS_MIRROR, bridge, Direction.EGRESS)
             left = self.switch.bridges[bridge].send(pod, frame(BROADCAST, "02:00:00:00:00:01"))
             copies = left.get(tap_port_name(NODE, key), [])
             assert len(copies) == ((pod, Direction.EGRESS) in self.taps and key not in refused)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from vtap_agent.plan.dataplane import Direction, MirrorKey
+from vtap_agent.plan.dataplane import Backend, Direction, Feed
 from vtap_agent.plan.mirror_health import MirrorReading, MirrorSample, MirrorState, health, purge_after_change
 
-EGRESS = MirrorKey("br0", Direction.EGRESS)
-INGRESS = MirrorKey("br0", Direction.INGRESS)
+EGRESS = Feed(Backend.OVS_MIRROR, "br0", Direction.EGRESS)
+INGRESS = Feed(Backend.OVS_MIRROR, "br0", Direction.INGRESS)
 
 
-def judge(key: MirrorKey, before: MirrorReading, after: MirrorReading) -> MirrorState:
+def judge(key: Feed, before: MirrorReading, after: MirrorReading) -> MirrorState:
     return health(MirrorSample(0, {key: before}), MirrorSample(2, {key: after}), 2)[key].state
 
 
@@ -28,13 +28,13 @@ def test_no_packets_says_nothing() -> None:
 
 
 @pytest.mark.parametrize("key", [EGRESS, INGRESS])
-def test_packets_without_copies_need_a_purge(key: MirrorKey) -> None:
+def test_packets_without_copies_need_a_purge(key: Feed) -> None:
     judged = health(MirrorSample(0, {key: reading(7, a=0)}), MirrorSample(2, {key: reading(7, a=50)}), 2)[key]
     assert (judged.state, judged.needs_purge, judged.least) == (MirrorState.MISSING, True, 50)
 
 
 @pytest.mark.parametrize("key", [EGRESS, INGRESS])
-def test_an_overloaded_switch_that_loses_packets_before_it_copies_them_is_not_purged(key: MirrorKey) -> None:
+def test_an_overloaded_switch_that_loses_packets_before_it_copies_them_is_not_purged(key: Feed) -> None:
     assert judge(key, reading(0, a=0), reading(4689, a=7610)) is MirrorState.COPYING
 
 

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from tests.contract.fake_bridge import FakeSwitch
-from vtap_agent.plan.dataplane import Direction, Mirror, MirrorKey
+from vtap_agent.plan.dataplane import Backend, Direction, Feed, Mirror
 from vtap_agent.plan.mirrors import Stamp, diff, read_stamp, refusals, tap_port_name, unlike
 from vtap_agent.plan.steps import Phase
 
-KEY = MirrorKey("br0", Direction.EGRESS)
+KEY = Feed(Backend.OVS_MIRROR, "br0", Direction.EGRESS)
 STAMP = Stamp("node-a", 3)
 NAME = tap_port_name("node-a", KEY)
 
 
-def selecting(*ports: str) -> dict[MirrorKey, Mirror]:
+def selecting(*ports: str) -> dict[Feed, Mirror]:
     return {KEY: Mirror(KEY, frozenset(ports))}
 
 
 def test_a_tap_ports_name_fits_a_device_and_tells_bridges_directions_and_nodes_apart() -> None:
-    keys = [MirrorKey(bridge, direction) for bridge in ("br0", "a-bridge-with-a-very-long-name") for direction in Direction]
+    keys = [
+        Feed(Backend.OVS_MIRROR, bridge, direction)
+        for bridge in ("br0", "a-bridge-with-a-very-long-name")
+        for direction in Direction
+    ]
     names = {tap_port_name(node, key) for node in ("node-a", "node-b") for key in keys}
     assert len(names) == 8
     assert all(len(name) <= 15 for name in names)
@@ -52,7 +56,7 @@ def test_a_port_that_has_gone_is_left_out() -> None:
 
 def test_a_bridge_that_does_not_exist_is_said() -> None:
     (said,) = unlike(FakeSwitch("br1").observe(), selecting("x"), STAMP)
-    assert (said.sentence, said.mirrors) == ("there is no bridge br0", {KEY})
+    assert (said.sentence, said.feeds) == ("there is no bridge br0", {KEY})
 
 
 def test_a_port_of_somebody_else_with_our_name_is_refused_and_left_alone() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vtap_agent.drivers.unixctl import DatapathCounters, parse_coverage, parse_ports
+from vtap_agent.drivers.unixctl import DatapathCounters, PollThread, parse_coverage, parse_poll_threads, parse_ports
 
 SHOW = """\
 netdev@ovs-netdev:
@@ -45,3 +45,31 @@ def test_coverage_totals_are_read() -> None:
         "72 events never hit\n"
     )
     assert parse_coverage(text) == {"bridge_reconfigure": 3, "rev_reconfigure": 41}
+
+
+THREADS = """\
+pmd thread numa_id 0 core_id 1:
+  packets received: 1640
+  packet recirculations: 3
+  avg. datapath passes per packet: 1.00
+  emc hits: 1271
+  avg. packets per output batch: 1.87
+  idle cycles: 1100267980 (58.85%)
+  processing cycles: 769479232 (41.15%)
+  avg cycles per packet: 1140089.76 (1869747212/1640)
+  avg processing cycles per packet: 469194.65 (769479232/1640)
+pmd thread numa_id 1 core_id 12:
+  packets received: 0
+  idle cycles: 7 (100.00%)
+main thread:
+  packets received: 4
+  packet recirculations: 0
+"""
+
+
+def test_poll_mode_threads_are_told_by_core() -> None:
+    assert parse_poll_threads(THREADS) == (PollThread(0, 1, 1640, 1100267980, 769479232), PollThread(1, 12, 0, 7, 0))
+
+
+def test_a_datapath_that_nobody_polls_has_no_such_threads() -> None:
+    assert parse_poll_threads("main thread:\n  packets received: 4\n") == ()

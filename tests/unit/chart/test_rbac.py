@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from vtap_agent.main import NEEDED_IN_CLUSTER
+from vtap_agent.main import FOR_REWRITING, NEEDED_IN_CLUSTER
 from vtap_agent.sources.kubernetes import permissions as agent
 from vtap_operator import permissions as operator
 
@@ -64,7 +64,7 @@ def test_the_agent_has_what_it_uses_and_no_more(render: Render, name: str) -> No
 
 def test_the_agent_has_the_capabilities_that_it_asks_for_and_no_more(render: Render) -> None:
     (container,) = only(render(), "DaemonSet", "vtap-agent")["spec"]["template"]["spec"]["containers"]
-    assert sorted(container["securityContext"]["capabilities"]["add"]) == sorted(NEEDED_IN_CLUSTER)
+    assert sorted(container["securityContext"]["capabilities"]["add"]) == sorted((*NEEDED_IN_CLUSTER, *FOR_REWRITING))
 
 
 def test_collectors_ask_and_read_nothing(render: Render) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from vtap_agent.inventory.attachment import NamespaceView, pod_interfaces
 from vtap_agent.inventory.port_owners import Ports, ports_of
 from vtap_agent.inventory.rtnetlink import Link
-from vtap_agent.plan.inventory_model import Bridge, BridgePort, PodInterface, PodRef, Switch
+from vtap_agent.plan.inventory_model import Bridge, BridgePort, Inventory, Pod, PodInterface, PodRef, Switch
+from vtap_agent.plan.steadiness import with_switch
 
 NODE, POD, OTHER = 0, 5, 6
 REF = PodRef("shop", "web", "u")
@@ -60,3 +62,64 @@ def test_ports_of_all_bridges_by_name() -> None:
     ports = [BridgePort("br0", "a", "1"), BridgePort("br1", "b", "2")]
     bridges = tuple(Bridge(port.bridge, port.bridge, "netdev", (), (port,), 0, 0) for port in ports)
     assert ports_of(Switch("3.1.0", bridges, True, 0)).by_name == {"a": ports[0], "b": ports[1]}
+
+
+VHOST_USER = BridgePort(
+    "br0",
+    "vhu-web",
+    "7",
+    interface_ids={"attached-mac": "02:AA:00:00:00:07", "pod-name": "web", "pod-namespace": "shop"},
+    deviceless=True,
+    mtu=9000,
+)
+
+
+def on_bridge(*ports: BridgePort) -> Ports:
+    return ports_of(Switch("3.1.0", (Bridge("br0", "b", "netdev", (), ports, 0, 0, polled=True),), True, 0))
+
+
+def test_a_vhost_user_port_is_an_interface_that_no_namespace_shows() -> None:
+    found = pod_interfaces(REF, view(POD, link(1, "lo", ethernet=False)), view(NODE), on_bridge(VHOST_USER))
+    assert found == (PodInterface(REF, "vhu-web", "02:aa:00:00:00:07", (), 9000, "", 0, VHOST_USER),)
+
+
+def test_a_port_s_long_name_ends_as_the_interface_is_called() -> None:
+    long = replace(VHOST_USER, name="6f1ab2c3d4e5-net1")
+    (found,) = pod_interfaces(REF, view(POD), view(NODE), on_bridge(long))
+    assert found.name == "1ab2c3d4e5-net1" and found.port == long
+
+
+def test_ovs_cni_s_vhost_user_port_needs_a_mac_and_has_the_interface_s_name() -> None:
+    cni = {"contPodUid": REF.uid, "contIface": "net1"}
+    mute = replace(VHOST_USER, external_ids=cni, interface_ids={})
+    told = replace(mute, interface_ids={"attached-mac": "02:aa:00:00:00:07"})
+    assert pod_interfaces(REF, view(POD), view(NODE), on_bridge(mute)) == ()
+    (found,) = pod_interfaces(REF, view(POD), view(NODE), on_bridge(told))
+    assert (found.name, found.mac, found.port) == ("net1", "02:aa:00:00:00:07", told)
+
+
+def test_a_port_is_not_shown_twice_where_the_pod_has_its_interface() -> None:
+    cni = {"contPodUid": REF.uid, "contIface": "net1", "attached-mac": "02:00:00:00:00:03"}
+    port = replace(VHOST_USER, external_ids=cni)
+    (found,) = pod_interfaces(REF, view(POD, link(3, "net1")), view(NODE), on_bridge(port))
+    assert (found.name, found.port) == ("net1", port)
+
+
+def test_a_veth_that_dpdk_polls_is_found_by_its_device() -> None:
+    port = BridgePort("br0", "dpdk7", "7", device="veth1")
+    (found,) = pod_interfaces(REF, view(POD, link(2, "eth0", 9, NODE)), view(NODE, link(9, "veth1", 2, POD)), on_bridge(port))
+    assert (found.host_name, found.port) == ("veth1", port)
+
+
+def test_what_only_ports_tell_of_is_remembered_while_the_switch_is_away() -> None:
+    pod = Pod(REF, {}, "/run/netns/web")
+    veth = BridgePort("br0", "dpdk7", "8", device="veth1")
+    ports, node = on_bridge(VHOST_USER, veth), view(NODE, link(9, "veth1", 2, POD))
+    switch = Switch("3.1.0", (Bridge("br0", "b", "netdev", (), (VHOST_USER, veth), 0, 0, polled=True),), True, 0)
+    inside = view(POD, link(2, "eth0", 9, NODE))
+    before = Inventory((pod,), pod_interfaces(REF, inside, node, ports), switch, {})
+    away = Inventory((pod,), pod_interfaces(REF, inside, node, Ports({}, ())), Switch("", (), False, 0), {})
+    steadied = with_switch(away, before)
+    assert steadied.interfaces == before.interfaces and len(before.interfaces) == 2
+    assert not steadied.switch.reachable
+    assert with_switch(replace(away, pods=(), interfaces=()), before).interfaces == ()

@@ -25,13 +25,14 @@ from vtap_agent.pipeline import Pipeline, TapPortDevices
 from vtap_agent.pipeline.kernel import destroy_pins, unmount_bpffs
 from vtap_agent.plan.dataplane import (
     Action,
+    Backend,
     DataPlane,
     Destination,
     DestinationState,
     Direction,
     Encapsulation,
+    Feed,
     Mirror,
-    MirrorKey,
     Oversize,
     PointCounters,
     Source,
@@ -43,8 +44,8 @@ from vtap_agent.plan.dataplane import (
 CLONE_NEWNET = 0x40000000
 POD_MAC = bytes.fromhex("020000000001")
 PEER_MAC = bytes.fromhex("020000000002")
-INGRESS = MirrorKey("br0", Direction.INGRESS)
-EGRESS = MirrorKey("br0", Direction.EGRESS)
+INGRESS = Feed(Backend.OVS_MIRROR, "br0", Direction.INGRESS)
+EGRESS = Feed(Backend.OVS_MIRROR, "br0", Direction.EGRESS)
 UPLINK, SINK = "up0", "up1"
 ADDRESSES = {
     4: (socket.inet_aton("198.18.0.1"), socket.inet_aton("198.18.0.2")),
@@ -160,8 +161,8 @@ class Node:
 
     def __init__(self) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="vtap-pipeline-"))
-        self.ports: dict[MirrorKey, TapPortDevices] = {}
-        self._writers: dict[tuple[MirrorKey, bool], socket.socket] = {}
+        self.ports: dict[Feed, TapPortDevices] = {}
+        self._writers: dict[tuple[Feed, bool], socket.socket] = {}
 
     def __enter__(self) -> Self:
         self._before = own_namespace()
@@ -271,7 +272,7 @@ class Node:
             handle.bind((SINK, ETH_P_ALL))
         return Capture(handle)
 
-    def writer(self, key: MirrorKey, offload: bool = False) -> socket.socket:
+    def writer(self, key: Feed, offload: bool = False) -> socket.socket:
         """A packet socket at the switch's end, as Open vSwitch's: with `offload` a virtio_net_hdr precedes each frame."""
         known = self._writers.get((key, offload))
         if known is None:
@@ -288,7 +289,7 @@ class Node:
             handle.close()
         self._writers.clear()
 
-    def tap(self, key: MirrorKey, frame: bytes) -> None:
+    def tap(self, key: Feed, frame: bytes) -> None:
         self.writer(key).send(frame)
 
     def counters(self, slot: int) -> PointCounters:

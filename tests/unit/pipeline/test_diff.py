@@ -12,11 +12,12 @@ from vtap_agent.plan.dataplane import (
     MAX_FLOOD_LISTS,
     MAX_SOURCES,
     Action,
+    Backend,
     DataPlane,
     Direction,
+    Feed,
     Match,
     Mirror,
-    MirrorKey,
     Source,
     TapPoint,
     TapPointName,
@@ -24,23 +25,23 @@ from vtap_agent.plan.dataplane import (
 )
 
 
-def _sources(mirror: MirrorKey, first: int, count: int) -> frozenset[Selection]:
+def _sources(mirror: Feed, first: int, count: int) -> frozenset[Selection]:
     return frozenset(
         Selection(mirror, ANY_VLAN, number.to_bytes(6, "big"), False, (number,)) for number in range(first, first + count)
     )
 
 
 def test_old_and_new_sources_are_both_there_while_they_fit() -> None:
-    mirror = MirrorKey("br0", Direction.INGRESS)
+    mirror = Feed(Backend.OVS_MIRROR, "br0", Direction.INGRESS)
     old, new = _sources(mirror, 0, 500), _sources(mirror, 500, 500)
     assert grown(old, new) == old | new
 
 
 def test_a_mirror_without_room_for_old_and_new_receivers_changes_at_once_and_others_do_not() -> None:
     crowded, roomy, sending = (
-        MirrorKey("br0", Direction.INGRESS),
-        MirrorKey("br1", Direction.INGRESS),
-        MirrorKey("br0", Direction.EGRESS),
+        Feed(Backend.OVS_MIRROR, "br0", Direction.INGRESS),
+        Feed(Backend.OVS_MIRROR, "br1", Direction.INGRESS),
+        Feed(Backend.OVS_MIRROR, "br0", Direction.EGRESS),
     )
     old = _sources(crowded, 0, 1000) | _sources(roomy, 0, 1) | _sources(sending, 0, 1000)
     new = _sources(crowded, 1000, 1000) | _sources(roomy, 1, 1) | _sources(sending, 1000, 1000)
@@ -51,7 +52,7 @@ def test_a_mirror_without_room_for_old_and_new_receivers_changes_at_once_and_oth
 
 def test_old_sources_give_way_where_there_is_no_room_for_all() -> None:
     """Whatever a node had before, and however full: the step in between holds all that is wanted, and fits the map."""
-    old_mirror, new_mirror = MirrorKey("br0", Direction.EGRESS), MirrorKey("br1", Direction.EGRESS)
+    old_mirror, new_mirror = Feed(Backend.OVS_MIRROR, "br0", Direction.EGRESS), Feed(Backend.OVS_MIRROR, "br1", Direction.EGRESS)
     old, new = _sources(old_mirror, 0, 6000), _sources(new_mirror, 0, 6000)
     between = grown(old, new)
     assert len(between) == MAX_SOURCES and new <= between <= old | new
@@ -60,7 +61,7 @@ def test_old_sources_give_way_where_there_is_no_room_for_all() -> None:
 
 def test_lists_of_receivers_that_have_no_room_beside_the_new_ones_go_at_once() -> None:
     def access(bridge: str) -> frozenset[Selection]:
-        mirror = MirrorKey(bridge, Direction.INGRESS)
+        mirror = Feed(Backend.OVS_MIRROR, bridge, Direction.INGRESS)
         return frozenset(Selection(mirror, vlan, vlan.to_bytes(6, "big"), True, (vlan,)) for vlan in range(1, 3001))
 
     old, new = access("br0"), access("br1")
@@ -76,7 +77,7 @@ def test_a_program_that_has_no_form_is_named_and_the_others_are_not() -> None:
 
 
 def test_what_is_still_to_do_concerns_the_taps_that_use_it() -> None:
-    mirror = MirrorKey("br0", Direction.EGRESS)
+    mirror = Feed(Backend.OVS_MIRROR, "br0", Direction.EGRESS)
     names = [TapPointName("shop", tap, "shop", f"pod-{tap}", tap, "eth0", Direction.EGRESS) for tap in ("a", "b")]
     points = tuple(
         TapPoint(name, slot, slot, "0" * 16, f"shop/{name.tap_name}", name.tap_name) for slot, name in enumerate(names)

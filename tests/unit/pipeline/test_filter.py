@@ -20,8 +20,8 @@ from vtap_agent.plan.dataplane import (
     ANY_VLAN,
     Action,
     Direction,
+    Feed,
     Match,
-    MirrorKey,
     PortRange,
     Sampling,
     SamplingType,
@@ -124,17 +124,17 @@ def rules(draw: st.DrawFn) -> Match:
 programs = st.builds(TapProgram, st.sampled_from(Action), st.lists(rules(), max_size=5).map(tuple))
 
 
-def context(node: Node, key: MirrorKey) -> bytes:
+def context(node: Node, key: Feed) -> bytes:
     index = socket.if_nametoindex(node.ports[key].ours)
     return bytes(IFINDEX_OFFSET) + struct.pack("=I", index) + bytes(CONTEXT_SIZE - IFINDEX_OFFSET - 4)
 
 
-def turned(frame: bytes, key: MirrorKey) -> bytes:
+def turned(frame: bytes, key: Feed) -> bytes:
     """The MAC addresses as at the tap port of `key`: the pod's is the destination toward it, the source from it."""
     return (POD_MAC + PEER_MAC if key is INGRESS else PEER_MAC + POD_MAC) + frame[12:]
 
 
-def picked(node: Node, frame: bytes, key: MirrorKey, program: TapProgram) -> bool:
+def picked(node: Node, frame: bytes, key: Feed, program: TapProgram) -> bool:
     """Whether `pick` hands the frame over, by what it returns."""
     node.pipeline._kernel.swap("programs", 0, {ZERO: encode.program("shop/web", program)})
     fd = node.pipeline._kernel.programs[f"pick_{key.direction.lower()}"]
@@ -146,7 +146,7 @@ def picked(node: Node, frame: bytes, key: MirrorKey, program: TapProgram) -> boo
 @pytest.fixture(scope="module")
 def tapped(node: Node) -> Node:
     plane = node.plane(peer_sets=PEER_SETS)
-    everywhere = tuple(Source(one.mirror, vlan, one.mac, False, one.slots) for one in plane.sources for vlan in (0, ANY_VLAN))
+    everywhere = tuple(Source(one.feed, vlan, one.mac, False, one.slots) for one in plane.sources for vlan in (0, ANY_VLAN))
     for step in node.pipeline.plan(replace(plane, sources=everywhere), node.ports):
         node.pipeline.apply(step)
     return node
@@ -162,7 +162,7 @@ def pcap_can_judge(frame: bytes, program: TapProgram) -> bool:
 
 @given(frame=frames_of_any_kind(), program=programs, key=st.sampled_from([INGRESS, EGRESS]))
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-def test_the_program_the_reference_and_libpcap_agree(tapped: Node, frame: bytes, program: TapProgram, key: MirrorKey) -> None:
+def test_the_program_the_reference_and_libpcap_agree(tapped: Node, frame: bytes, program: TapProgram, key: Feed) -> None:
     frame = turned(frame, key)
     packet = reference.parse(frame, key.direction)
     assert packet is not None

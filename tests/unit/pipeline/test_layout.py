@@ -28,6 +28,7 @@ CONSTANTS = {
     "ENCAP_GRE": dataplane.Encapsulation.GRE,
     "ENCAP_VXLAN": dataplane.Encapsulation.VXLAN,
     "ENCAP_ERSPAN2": dataplane.Encapsulation.ERSPAN2,
+    "ENCAP_REWRITE": dataplane.Encapsulation.REWRITE,
 } | {
     name: getattr(layout, name)
     for name in dir(layout)

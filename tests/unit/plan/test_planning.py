@@ -17,9 +17,10 @@ from vtap_agent.plan.dataplane import (
     ANY_VLAN,
     MAX_FLOOD_ENTRIES,
     MAX_POINTS_PER_SOURCE,
+    Backend,
     DestinationState,
     Direction,
-    MirrorKey,
+    Feed,
     TapProgram,
 )
 from vtap_agent.plan.inventory_model import (
@@ -43,7 +44,8 @@ HOP = NextHop(COLLECTOR, NextHopState.REACHABLE, 7, "up0", "198.18.1.2", "02:00:
 
 
 def tap(name: str = "web", namespace: str = "shop", **spec: object) -> VirtualTap:
-    body = {"podSelector": {"matchLabels": {"app": "web"}}, **spec}
+    """By mirrors, unless `spec` says otherwise."""
+    body = {"podSelector": {"matchLabels": {"app": "web"}}, "backend": "OVSMirror", **spec}
     return VirtualTap.model_validate({"metadata": {"name": name, "namespace": namespace}, "spec": body})
 
 
@@ -81,7 +83,7 @@ def plan(
     *,
     slots: SlotTable | None = None,
     announce: bool = True,
-    refused: Mapping[MirrorKey, str] | None = None,
+    refused: Mapping[Feed, str] | None = None,
 ) -> Plan:
     """As the loop does: the second pass, after collectors have acknowledged everything."""
     selection = select(desired, seen)
@@ -107,7 +109,7 @@ def test_a_tap_gets_two_points_a_pod_fed_by_one_mirror_a_direction() -> None:
         (name, direction) for name in ("web-1", "web-2") for direction in Direction
     }
     assert {key: mirror.ports for key, mirror in outcome.dataplane.mirrors.items()} == {
-        MirrorKey("br0", direction): frozenset({"uuid-1", "uuid-2"}) for direction in Direction
+        Feed(Backend.OVS_MIRROR, "br0", direction): frozenset({"uuid-1", "uuid-2"}) for direction in Direction
     }
     assert [point.key for point in outcome.dataplane.points] == [4096 + point.slot for point in outcome.dataplane.points]
     verdict = only(outcome.verdicts)
@@ -161,7 +163,6 @@ REFUSALS: Mapping[str, tuple[Desired, str]] = {
         ),
         "does not allow namespace 'shop'",
     ),
-    "BackendUnavailable": (Desired((tap(backend="EBPF"),), (collector(),)), "use Auto or OVSMirror"),
 }
 
 
@@ -238,7 +239,7 @@ def test_more_receivers_than_a_vlan_has_room_for_are_refused() -> None:
     taps = tuple(tap(f"tap-{number:02}") for number in range(16))
     outcome = plan(Desired(taps, (gre(),)), seen)
     slots = [
-        len(source.slots) for source in outcome.dataplane.sources if source.mirror.direction is Direction.INGRESS and source.vlan
+        len(source.slots) for source in outcome.dataplane.sources if source.feed.direction is Direction.INGRESS and source.vlan
     ]
     assert sum(slots) == MAX_FLOOD_ENTRIES
     refused = [point for verdict in outcome.verdicts for point in verdict.points if point.state is PointState.REFUSED]
@@ -285,9 +286,9 @@ def test_a_peer_selector_becomes_the_addresses_of_those_pods() -> None:
 
 def test_a_mirror_that_cannot_be_had_refuses_its_points_and_no_others() -> None:
     seen = inventory([pod(1)], [interface(pod(1), 1)])
-    refused = {MirrorKey("br0", Direction.EGRESS): "bridge br0 can hold 32 mirrors; delete one"}
+    refused = {Feed(Backend.OVS_MIRROR, "br0", Direction.EGRESS): "bridge br0 can hold 32 mirrors; delete one"}
     outcome = plan(Desired((tap(),), (collector(),)), seen, refused=refused)
-    assert set(outcome.dataplane.mirrors) == {MirrorKey("br0", Direction.INGRESS)}
+    assert set(outcome.dataplane.mirrors) == {Feed(Backend.OVS_MIRROR, "br0", Direction.INGRESS)}
     reasons = {point.direction: (point.reason, point.message) for point in only(outcome.verdicts).points}
     assert reasons["Egress"] == ("NoMirror", "bridge br0 can hold 32 mirrors; delete one")
     assert reasons["Ingress"][0] == "Programmed"
@@ -343,7 +344,7 @@ def test_more_bridges_than_there_can_be_tap_ports_refuse_the_newest_points(monke
     assert port is not None
     moved = replace(seen.interfaces[1], port=replace(port, bridge="br1"))
     outcome = plan(Desired((tap(),), (gre(),)), replace(seen, interfaces=(seen.interfaces[0], moved)))
-    assert {key.bridge for key in outcome.dataplane.mirrors} == {"br0"} and len(outcome.dataplane.mirrors) == 2
+    assert {key.place for key in outcome.dataplane.mirrors} == {"br0"} and len(outcome.dataplane.mirrors) == 2
     refused = [point for point in only(outcome.verdicts).points if point.state is PointState.REFUSED]
     assert {(point.pod_name, point.reason) for point in refused} == {("web-2", "TooManyBridges")}
     assert "br1 finds room" in refused[0].message

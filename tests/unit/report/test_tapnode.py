@@ -66,8 +66,8 @@ def test_taps_points_and_the_node_itself() -> None:
     assert (bridge.name, bridge.datapath_type, bridge.mirrors, bridge.controlled) == ("br0", "netdev", 3, "tcp:10.0.0.9:6653")
     assert {backend.name.value: backend.available for backend in found.backends} == {
         "OVSMirror": True,
-        "OVSGroup": False,
-        "EBPF": False,
+        "OVSGroup": True,
+        "EBPF": True,
     }
     assert condition(found.conditions, "Ready") == ("True", "Works", NOON)
 

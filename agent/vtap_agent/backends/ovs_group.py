@@ -1,0 +1,410 @@
+"""Copies by flows and groups of type ALL: see what is, change a bridge's flows in one bundle, and count what was not copied."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from vtap_agent.backends.mirror_commands import PORT_OTHER_CONFIG
+from vtap_agent.backends.ovs_group_commands import command
+from vtap_agent.backends.tap_ports import checked
+from vtap_agent.drivers.ofctl import Ofctl
+from vtap_agent.drivers.ovsdb import OvsdbConnection, Tables, first
+from vtap_agent.errors import Retry, TellUser, VtapError, Wait
+from vtap_agent.plan.dataplane import Backend, DataPlane, Direction, Feed, Group
+from vtap_agent.plan.foreign_flows import outputs_to, told
+from vtap_agent.plan.groups import (
+    TRUNKS,
+    AddCopyPort,
+    DropCopyPort,
+    GroupBridge,
+    GroupStep,
+    Present,
+    SetFlows,
+    bundle,
+    desired,
+    feed_name,
+    groups_on,
+    layout_for,
+    our_groups,
+    port_changes,
+    refusals,
+    tap_numbers,
+    uncopied,
+)
+from vtap_agent.plan.groups_flows import BridgeFlows, Layout, SwitchPort, our_cookies
+from vtap_agent.plan.groups_foreign import ForeignFlows, cookie_of, group_of, packets_of, read_foreign
+from vtap_agent.plan.mirrors import ObservedPort, Stamp, read_stamp
+from vtap_agent.plan.shortfalls import Shortfall
+from vtap_agent.plan.steps import Step
+
+LOOK_EVERY = 30.0
+"""Seconds between looks at other people's flows of a bridge that ours are on."""
+
+
+READ_EVERY = 0.5
+"""Seconds between readings of our flows' counters, which vswitchd itself brings up to date about as often."""
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cause:
+    """What flows are made of."""
+
+    bridge: GroupBridge
+    groups: Mapping[Direction, Group]
+    wanted: DataPlane
+    layout: Layout
+    hairpins: bool
+
+    def is_like(self, other: _Cause) -> bool:
+        """Whether the same would be made of it."""
+        same = self.bridge is other.bridge and self.wanted is other.wanted
+        return same and (self.layout, self.hairpins, self.groups) == (other.layout, other.hairpins, other.groups)
+
+
+@dataclass
+class _Bridge:
+    """What is remembered of a bridge. `packets` are those counted by our flows, `pid` that of the vswitchd which counted them."""
+
+    pid: int | None = None
+    looked_at: float = 0.0
+    foreign: ForeignFlows | None = None
+    trouble: str = ""
+    layout: Layout | None = None
+    target: tuple[_Cause, BridgeFlows] | None = None
+    """The flows that were last wanted, and what they were made of."""
+    incarnations: Mapping[int, str] = field(default_factory=dict[int, str])
+    """Of the slots that they count for."""
+    packets: Mapping[int, int] = field(default_factory=dict[int, int])
+
+    @property
+    def flows(self) -> BridgeFlows:
+        return self.target[1] if self.target else BridgeFlows()
+
+    def aim(self, bridge: GroupBridge, groups: Mapping[Direction, Group], wanted: DataPlane, node: str) -> BridgeFlows:
+        """What the bridge should have; kept, as passes are many and changes few."""
+        if not groups or self.layout is None or self.foreign is None:
+            return BridgeFlows()
+        cause = _Cause(bridge, groups, wanted, self.layout, self.foreign.hairpins)
+        if self.target is None or not self.target[0].is_like(cause):
+            self.target = cause, desired(bridge, groups, wanted, self.layout, node, hairpins=self.foreign.hairpins)
+            self.incarnations = {point.slot: point.incarnation for point in wanted.points}
+        return self.target[1]
+
+
+class OvsGroupBackend:
+    """The flows, groups and tap ports of this node. Call it from one thread.
+
+    `on_loss` is called where flows of ours are found missing, so that a pass comes soon.
+    """
+
+    def __init__(
+        self, connection: OvsdbConnection, node: str, generation: int = 0, on_loss: Callable[[], None] = lambda: None
+    ) -> None:
+        self._connection = connection
+        self._ofctl = Ofctl(connection.vswitchd.run_dir)
+        self._stamp = Stamp(node, generation, Backend.OVS_GROUP)
+        self._on_loss = on_loss
+        self._known: dict[str, _Bridge] = defaultdict(_Bridge)
+        self._swept: set[str] = set()
+        self._uncopied: dict[int, tuple[str, int]] = {}
+        self._read_at = 0.0
+        self._flood_problems: dict[str, str] = {}
+        self._unflooded: dict[str, tuple[int | None, int]] = {}
+        self._observed: tuple[int, Mapping[str, GroupBridge]] | None = None
+        self._checked: Mapping[str, GroupBridge] = {}
+
+    @property
+    def backend(self) -> Backend:
+        """OVSGroup."""
+        return Backend.OVS_GROUP
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences about what cannot be kept away from tap ports, which harms no tap as long as nobody's flows flood."""
+        return tuple(sentence for _, sentence in sorted(self._flood_problems.items()))
+
+    @property
+    def purges(self) -> int:
+        """None: vswitchd itself sees that flows have changed."""
+        return 0
+
+    def uncopied(self) -> Mapping[int, int]:
+        """Packets, by slot, that the flows did not copy since the slot's tap point is there, as no tap of its pod wants them.
+
+        Counted by the switch, for which a super-packet is one packet. Read now, but at most once in READ_EVERY seconds; where the
+        switch does not answer, as of the last time.
+        """
+        now = time.monotonic()
+        if now - self._read_at >= READ_EVERY:
+            self._read_at = now
+            for name, known in self._known.items():
+                if known.flows.flows:
+                    try:
+                        self._count(known, self._present(name))
+                    except VtapError as reason:
+                        log.debug("flows of %s were not read: %s", name, reason)
+        return {slot: count for slot, (_, count) in self._uncopied.items()}
+
+    def _count(self, known: _Bridge, present: Present) -> None:
+        for slot, count in uncopied(known.flows.flows, known.packets, present.packets).items():
+            incarnation = known.incarnations.get(slot, "")
+            before, sum_ = self._uncopied.get(slot, ("", 0))
+            self._uncopied[slot] = (incarnation, count + (sum_ if before == incarnation else 0))
+        known.packets = present.packets
+
+    def observe(self) -> Mapping[str, GroupBridge]:
+        """Bridges by name, as the database tells them. Raises Wait where it is down."""
+        self._observed = self._connection.read_if_changed(_observed, self._observed)
+        seen = {name: self._with_devices(bridge) for name, bridge in self._observed[1].items()}
+        if seen != self._checked:
+            self._checked = seen
+        return self._checked
+
+    def _with_devices(self, bridge: GroupBridge) -> GroupBridge:
+        if not bridge.tap_ports:
+            return bridge
+        return replace(bridge, tap_ports=tuple(checked(port) for port in bridge.tap_ports))
+
+    def refusals(self, wanted: DataPlane) -> dict[Feed, str]:
+        """The feeds that cannot be had, and what a person has to change."""
+        found: dict[Feed, str] = {}
+        bridges = self._observe_for(wanted)
+        for name in sorted({feed.place for feed in wanted.groups} & bridges.keys()):
+            groups = groups_on(name, wanted.groups)
+            known = self._look(name)
+            if known.trouble:
+                found.update({group.feed: known.trouble for group in groups.values()})
+            elif known.foreign is not None:
+                found.update(refusals(bridges[name], groups, known.foreign, known.layout, self._stamp.node))
+        return found
+
+    def plan(self, wanted: DataPlane) -> tuple[GroupStep, ...]:
+        """The steps from what is to `wanted`. Raises Wait where the database or vswitchd is down, unless nothing is wanted."""
+        steps: list[GroupStep] = []
+        bridges = self._observe_for(wanted)
+        self._forget_others(wanted)
+        for name, bridge in sorted(bridges.items()):
+            groups = groups_on(name, wanted.groups)
+            if not groups and name in self._swept and not bridge.tap_ports and not self._known[name].flows.flows:
+                continue
+            ports = port_changes(bridge, groups, self._stamp)
+            try:
+                differs = bool(ports) or bool(self._changes(bridge, groups, wanted))
+            except VtapError:
+                if groups:
+                    raise
+                continue  # Nobody wants anything there; what is left of ours goes when the bridge answers.
+            if differs:
+                steps.extend((*ports, SetFlows(name, groups, wanted)))
+            self._swept.add(name)
+        return tuple(steps)
+
+    def apply(self, steps: Iterable[Step]) -> None:
+        """Apply the steps of ours among `steps`: new ports, then flows bridge by bridge, then ports that go."""
+        ours = [step for step in steps if isinstance(step, GroupStep)]
+        self._transact([step for step in ours if isinstance(step, AddCopyPort)])
+        for step in ours:
+            if isinstance(step, SetFlows):
+                self._set_flows(step)
+        self._transact([step for step in ours if isinstance(step, DropCopyPort)])
+
+    def sweep(self) -> None:
+        """Remove all of ours, of this run or an earlier one. Raises Wait, Retry, TellUser where something may stay."""
+        for name, bridge in sorted(self.observe().items()):
+            ports = port_changes(bridge, {}, self._stamp)
+            if ports or self._ofctl.is_installed():  # Without the program no agent here has ever written a flow.
+                self.apply((*ports, SetFlows(name, {}, DataPlane())))
+
+    def verify(self, wanted: DataPlane) -> tuple[Shortfall, ...]:
+        """What still differs from `wanted`, and whom it concerns. Raises as `plan`."""
+        bridges = self._observe_for(wanted)
+        self._keep_out_of_floods(bridges, wanted)
+        found = [
+            Shortfall(f"there is no bridge {feed.place}", frozenset({feed}))
+            for feed in wanted.groups
+            if feed.place not in bridges
+        ]
+        for step in self.plan(wanted):
+            feeds = frozenset(feed for feed in wanted.groups if feed.place == step.bridge)
+            found.append(Shortfall(f"not done yet: {step}", feeds))
+        for feed, group in wanted.groups.items():
+            bridge = bridges.get(feed.place)
+            if bridge is not None:
+                numbered = {port.uuid for port in bridge.ports if port.numbers}
+                lost = frozenset(member.port_uuid for member in group.members) - numbered
+                if lost:
+                    sentence = (
+                        f"ports of pods on bridge {feed.place} have no OpenFlow number, as vswitchd has not opened their devices"
+                    )
+                    found.append(Shortfall(sentence, frozenset({feed}), lost))
+        return tuple(found)
+
+    def problems(self, wanted: DataPlane, suspects: frozenset[Feed]) -> dict[Feed, str]:
+        """Sentences about feeds whose flows are missing, or whose tap port gets what others' flows send there."""
+        found: dict[Feed, str] = {}
+        bridges = self._observe_for(wanted)
+        for name in sorted({feed.place for feed in wanted.groups} & bridges.keys()):
+            groups = groups_on(name, wanted.groups)
+            if self._changes(bridges[name], groups, wanted):
+                sentence = f"flows of ours are missing on bridge {name} or others are there; they are put right"
+                found.update({group.feed: sentence for group in groups.values()})
+                self._on_loss()
+            for feed in suspects & {group.feed for group in groups.values()}:
+                if sentence := self._strange_flows(bridges[name], feed):
+                    found[feed] = sentence
+        return found
+
+    def _forget_others(self, wanted: DataPlane) -> None:
+        """Counts of slots that other tap points have now."""
+        for point in wanted.points:
+            if self._uncopied.get(point.slot, (point.incarnation, 0))[0] != point.incarnation:
+                del self._uncopied[point.slot]
+
+    # --- flows -----------------------------------------------------------------------------------------------------------
+
+    def _set_flows(self, step: SetFlows) -> None:
+        bridge = self.observe().get(step.bridge)
+        if bridge is None:
+            raise Retry(f"bridge {step.bridge} has gone")
+        changes = self._changes(bridge, step.groups, step.wanted)
+        if changes:
+            self._ofctl.bundle(step.bridge, changes)
+
+    def _changes(self, bridge: GroupBridge, groups: Mapping[Direction, Group], wanted: DataPlane) -> tuple[str, ...]:
+        """What to change in the flows, with their counters read on the way."""
+        known = self._look(bridge.name) if groups else self._known[bridge.name]
+        present = self._present(bridge.name)
+        self._count(known, present)
+        if not groups:
+            known.target = None
+        return bundle(known.aim(bridge, groups, wanted, self._stamp.node), present)
+
+    def _present(self, bridge: str) -> Present:
+        flows = self._ofctl.flows(bridge, our_cookies(self._stamp.node))
+        numbers = {group_of(line) for line in self._ofctl.groups(bridge)}
+        return Present({cookie_of(line): packets_of(line) for line in flows}, our_groups(self._stamp.node) & numbers)
+
+    def _look(self, name: str) -> _Bridge:
+        """At other people's flows: at first, after a restart of vswitchd, and now and then. Raises Wait, Retry."""
+        known, pid, now = self._known[name], self._connection.vswitchd.pid(), time.monotonic()
+        if known.pid == pid and now - known.looked_at < LOOK_EVERY and (known.foreign or known.trouble):
+            return known
+        if known.pid != pid:
+            known.packets = {}
+        try:
+            known.foreign, known.trouble = read_foreign(*self._foreign(name)), ""
+            known.layout = layout_for(known.foreign, known.layout)
+        except TellUser as error:
+            known.trouble = str(error)
+        known.pid, known.looked_at = pid, now
+        return known
+
+    def _foreign(self, name: str) -> tuple[list[str], list[str]]:
+        value, mask = our_cookies(self._stamp.node)
+        flows = [line for line in self._ofctl.flows(name) if cookie_of(line) & mask != value]
+        mine = our_groups(self._stamp.node)
+        return flows, [line for line in self._ofctl.groups(name) if group_of(line) not in mine]
+
+    # --- ports -----------------------------------------------------------------------------------------------------------
+
+    def _observe_for(self, wanted: DataPlane) -> Mapping[str, GroupBridge]:
+        """A node without Open vSwitch is in order as long as nobody wants anything there."""
+        try:
+            return self.observe()
+        except Wait:
+            if wanted.groups:
+                raise
+            return {}
+
+    def _transact(self, steps: list[Any]) -> None:
+        if steps:
+            self._connection.transact(lambda api: [command(api, step) for step in steps])
+
+    def _keep_out_of_floods(self, bridges: Mapping[str, GroupBridge], wanted: DataPlane) -> None:
+        """NORMAL sends nothing to a port in no VLAN, FLOOD does unless vswitchd remembers that we asked it not to."""
+        pid = self._connection.vswitchd.pid()
+        self._flood_problems = {}
+        for name in sorted({feed.place for feed in wanted.groups} & bridges.keys()):
+            groups = groups_on(name, wanted.groups)
+            for direction, number in tap_numbers(bridges[name], groups, self._stamp.node).items():
+                port = feed_name(self._stamp.node, groups[direction].feed)
+                if self._unflooded.get(port) == (pid, number):
+                    continue
+                try:
+                    self._connection.vswitchd.never_flood_to(name, port)
+                    self._unflooded[port] = (pid, number)
+                except VtapError as error:
+                    self._flood_problems[port] = str(error)
+
+    def _strange_flows(self, bridge: GroupBridge, feed: Feed) -> str:
+        number = tap_numbers(bridge, {feed.direction: Group(feed, ())}, self._stamp.node).get(feed.direction)
+        if number is None:
+            return ""
+        flows, _ = self._foreign(bridge.name)
+        return told(outputs_to("\n".join(flows), number), bridge.name, feed_name(self._stamp.node, feed), number)
+
+
+def _observed(tables: Tables) -> Mapping[str, GroupBridge]:
+    return {row.name: _bridge(row) for row in tables["Bridge"].rows.values()}
+
+
+def _bridge(row: Any) -> GroupBridge:
+    stamped = [(port, read_stamp(port.external_ids)) for port in row.ports]
+    return GroupBridge(
+        name=row.name,
+        ports=tuple(sorted((_port(port) for port in row.ports), key=lambda port: port.uuid)),
+        names={str(port.uuid): port.name for port in row.ports},
+        mtus={str(port.uuid): mtu for port in row.ports if (mtu := _largest(port, "mtu"))},
+        tap_ports=tuple(
+            ObservedPort(
+                str(port.uuid),
+                port.name,
+                stamp,
+                _as_made(port),
+                _largest(port, "mtu_request"),
+                _largest(port, "ofport"),
+                next((interface.type for interface in port.interfaces), ""),
+            )
+            for port, stamp in stamped
+            if stamp is not None and stamp.backend is Backend.OVS_GROUP
+        ),
+        controllers=tuple(sorted(controller.target for controller in row.controller)),
+        fail_mode=first(row.fail_mode, ""),
+        snoops_multicast=bool(row.mcast_snooping_enable),
+        cni=next(filter(None, (_plugin(port) for port in row.ports)), ""),
+    )
+
+
+def _port(port: Any) -> SwitchPort:
+    numbers = tuple(sorted(number for interface in port.interfaces if (number := first(interface.ofport, 0)) > 0))
+    return SwitchPort(
+        str(port.uuid), numbers, first(port.tag, 0), first(port.vlan_mode, ""), frozenset(int(vlan) for vlan in port.trunks)
+    )
+
+
+def _plugin(port: Any) -> str:
+    """The network plugin that programs a bridge with such a port, by what it writes into external_ids; OVS-CNI programs none."""
+    if "antrea-type" in port.external_ids or "attached-mac" in port.external_ids:
+        return "Antrea"
+    for interface in port.interfaces:
+        if interface.external_ids.get("vendor") == "kube-ovn":
+            return "Kube-OVN"
+        if "iface-id" in interface.external_ids:
+            return "OVN"
+    return ""
+
+
+def _as_made(port: Any) -> bool:
+    """Whether nobody has changed how copies leave the tap port."""
+    plain = not port.tag and list(port.trunks) == [TRUNKS] and not port.vlan_mode
+    return plain and PORT_OTHER_CONFIG.items() <= dict(port.other_config).items()
+
+
+def _largest(port: Any, column: str) -> int:
+    return max((first(getattr(interface, column), 0) for interface in port.interfaces), default=0)

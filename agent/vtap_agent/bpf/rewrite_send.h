@@ -1,0 +1,193 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* `send` without a tunnel: an id for what is overwritten, its meaning told first, then the exchange. */
+#ifndef VTAP_REWRITE_SEND_H
+#define VTAP_REWRITE_SEND_H
+
+#include "maps.h"
+#include "rewrite.h"
+
+#define REWRITTEN 0
+#define NOT_REWRITABLE 1
+#define NO_ID_LEFT 2
+#define REWRITE_FAILED 3
+
+struct rewrite_bucket {
+	struct bpf_spin_lock lock;
+	__u32 zero;
+	struct rewrite_entry entries[REWRITE_WAYS];
+};
+
+/* The stack is too small for it. */
+struct rewrite_work {
+	struct meaning meaning;
+	__u32 monitor[4];
+	__u8 original[sizeof(struct rewrite_message)];
+	struct rewrite_message message;
+};
+
+MAP(rewrite_ids, ARRAY, REWRITE_BUCKETS, __u32, struct rewrite_bucket, 0);
+MAP(rewrite_works, PERCPU_ARRAY, 1, __u32, struct rewrite_work, 0);
+
+static __always_inline int same_meaning(const struct meaning *a, const struct meaning *b)
+{
+	const __u64 *x = (const __u64 *)a, *y = (const __u64 *)b;
+
+	return x[0] == y[0] && x[1] == y[1] && x[2] == y[2] && x[3] == y[3];
+}
+
+static __always_inline __u32 bucket_of(const struct meaning *m)
+{
+	const __u64 *words = (const __u64 *)m;
+	__u64 mixed = 0;
+	__u32 i;
+
+#pragma clang loop unroll(full)
+	for (i = 0; i < 4; i++) {
+		mixed = (mixed ^ words[i]) * 0x9e3779b97f4a7c15ULL;
+		mixed ^= mixed >> 32;
+	}
+	return mixed * 0x9e3779b97f4a7c15ULL >> 55;
+}
+
+_Static_assert(REWRITE_BUCKETS == 1 << (64 - 55), "bucket_of takes the highest bits");
+
+/* The number of the id that stands for a meaning, REWRITE_BUCKETS * REWRITE_WAYS where all places are taken. `due` says whether the
+ * meaning has to be told. An id gets another meaning only when no edge can remember the old one any more. */
+static __always_inline __u32 find_id(const struct meaning *wanted, int *due, struct rewrite_entry **entry)
+{
+	__u32 index = bucket_of(wanted), found = REWRITE_WAYS, i;
+	__u64 now = bpf_ktime_get_ns();
+	struct rewrite_bucket *bucket = bpf_map_lookup_elem(&rewrite_ids, &index);
+
+	*due = 0;
+	*entry = 0;
+	if (!bucket)
+		return REWRITE_BUCKETS * REWRITE_WAYS;
+	bpf_spin_lock(&bucket->lock);
+#pragma clang loop unroll(full)
+	for (i = 0; i < REWRITE_WAYS; i++)
+		if (bucket->entries[i].used && same_meaning(&bucket->entries[i].meaning, wanted))
+			found = i;
+	if (found == REWRITE_WAYS) {
+#pragma clang loop unroll(full)
+		for (i = 0; i < REWRITE_WAYS; i++)
+			if (!bucket->entries[i].used || now - bucket->entries[i].used > REWRITE_IDLE * REWRITE_SECOND)
+				found = i;
+		if (found < REWRITE_WAYS) {
+			bucket->entries[found].meaning = *wanted;
+			bucket->entries[found].told = 0;
+		}
+	}
+	if (found < REWRITE_WAYS) {
+		bucket->entries[found].used = now;
+		if (now - bucket->entries[found].told > REWRITE_SECOND) {
+			bucket->entries[found].told = now;
+			*due = 1;
+		}
+		*entry = &bucket->entries[found];
+	}
+	bpf_spin_unlock(&bucket->lock);
+	return found < REWRITE_WAYS ? index * REWRITE_WAYS + found : REWRITE_BUCKETS * REWRITE_WAYS;
+}
+
+static __always_inline void write_message(struct rewrite_work *work, int v6)
+{
+	struct rewrite_message *m = &work->message;
+
+	m->type = bpf_htons(REWRITE_ETHERTYPE);
+	m->magic_high = bpf_htons(REWRITE_MAGIC >> 16);
+	m->magic_low = bpf_htons(REWRITE_MAGIC & 0xffff);
+	m->version = REWRITE_VERSION;
+	m->kind = REWRITE_MEANING;
+	m->family = v6 ? 6 : 4;
+	m->zero = 0;
+	__builtin_memcpy(m->destination, work->meaning.destination, 6);
+	__builtin_memcpy(m->source, work->meaning.source, 6);
+	__builtin_memcpy(m->address, work->meaning.address, 16);
+	__builtin_memset(m->pad, 0, sizeof(m->pad));
+}
+
+/* Tells what the id means in a frame of its own: the copy lends its buffer. */
+static __always_inline int tell(struct __sk_buff *skb, struct rewrite_work *work, __u32 ifindex, int v6)
+{
+	__u32 length = skb->len;
+	const __u32 size = sizeof(struct rewrite_message);
+
+	write_message(work, v6);
+	if (length < size && bpf_skb_change_tail(skb, size, 0))
+		return -1;
+	if (bpf_skb_load_bytes(skb, 0, work->original, size) || bpf_skb_store_bytes(skb, 0, &work->message, size, 0) ||
+	    bpf_clone_redirect(skb, ifindex, 0) < 0 || bpf_skb_store_bytes(skb, 0, work->original, size, 0))
+		return -1;
+	return length < size && bpf_skb_change_tail(skb, length, 0) ? -1 : 0;
+}
+
+/* What an id has to bring back, from the frame. -1 where rewriting has no form for it: not IP of the monitor's family, tagged, cut;
+ * to many, which the monitor would take for its own once recovered; to or from the monitor itself. */
+static __always_inline int read_meaning(struct __sk_buff *skb, const struct destination *d, const struct ticket *t,
+					struct rewrite_work *work, __u32 number, int v6)
+{
+	const __u8 *address = (const __u8 *)d->header + IP_OFFSET + (v6 ? 24 : 16);
+	struct meaning *m = &work->meaning;
+
+	if (t->tag_count || t->ethertype != bpf_htons(v6 ? 0x86dd : 0x0800) || (t->cut && t->cut < skb->len))
+		return -1;
+	if (bpf_skb_load_bytes(skb, 0, m, 12) || m->destination[0] & 1 || m->source[0] & 1)
+		return -1;
+	/* A copy that lost its way: flooded to a tapped pod, because no switch knows its edge any more. */
+	if (m->destination[0] == REWRITE_ALIAS >> 8 && m->destination[1] == (REWRITE_ALIAS & 0xff) &&
+	    (m->source[0] & REWRITE_ID_MASK) == REWRITE_ID)
+		return -1;
+	m->to = number;
+	if (v6) {
+		__builtin_memcpy(work->monitor, address, 16);
+		if (bpf_skb_load_bytes(skb, IP_OFFSET + 24, m->address, 16))
+			return -1;
+	} else {
+		work->monitor[0] = work->monitor[1] = m->address[0] = m->address[1] = 0;
+		work->monitor[2] = m->address[2] = bpf_htonl(0xffff);
+		__builtin_memcpy(work->monitor + 3, address, 4);
+		if (bpf_skb_load_bytes(skb, IP_OFFSET + 16, m->address + 3, 4))
+			return -1;
+	}
+	if (work->monitor[0] == m->address[0] && work->monitor[1] == m->address[1] && work->monitor[2] == m->address[2] &&
+	    work->monitor[3] == m->address[3])
+		return -1;
+	return 0;
+}
+
+/* One of REWRITTEN and its like. The destination's header holds the monitor's addresses and the first octets of the node's ids. */
+__noinline int rewrite(struct __sk_buff *skb, struct destination *d, struct ticket *t, __u32 number)
+{
+	__u32 zero = 0, id;
+	struct rewrite_work *work = bpf_map_lookup_elem(&rewrite_works, &zero);
+	struct rewrite_entry *entry;
+	__be16 type;
+	int v6, due, flags;
+
+	if (!d || !t || !work)
+		return REWRITE_FAILED;
+	v6 = d->flags & DESTINATION_IPV6;
+	if (read_meaning(skb, d, t, work, number, v6))
+		return NOT_REWRITABLE;
+	id = find_id(&work->meaning, &due, &entry);
+	if (id >= REWRITE_BUCKETS * REWRITE_WAYS || !entry)
+		return NO_ID_LEFT;
+	__builtin_memcpy(&work->message, d->header, 10); /* the monitor's MAC address, the id's first octets */
+	work->message.from[4] = id >> 8;
+	work->message.from[5] = id;
+	type = t->ethertype;
+	if (bpf_skb_store_bytes(skb, 12, &type, 2, 0))
+		return REWRITE_FAILED;
+	if (due && tell(skb, work, d->ifindex, v6)) {
+		entry->told = 0;
+		return REWRITE_FAILED;
+	}
+	flags = v6 ? exchange(skb, 1, work->meaning.address, work->monitor) : exchange(skb, 0, work->meaning.address, work->monitor);
+	if (flags < 0)
+		return NOT_REWRITABLE;
+	work->message.from[0] |= flags;
+	return bpf_skb_store_bytes(skb, 0, &work->message, 12, 0) ? REWRITE_FAILED : REWRITTEN;
+}
+
+#endif

@@ -1,0 +1,108 @@
+"""Which backend copies a pod interface's packets, or why the one that a tap names cannot. Pure.
+
+`Auto` takes what costs least among those that can, by what was measured (docs/decisions/0103):
+
+1. EBPF where the interface has a device in the node's namespace whose packets the kernel moves. It decides before it copies, and
+   a copy shares the original's memory.
+2. Else Open vSwitch has to copy at the interface's port: OVSGroup where the tap has a filter and no controller owns the bridge,
+   as its flows copy only what the filter wants;
+3. OVSMirror for all the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vtap_agent.plan.dataplane import Backend
+from vtap_agent.plan.inventory_model import Bridge, BridgePort, PodInterface
+from vtap_api.virtualtap import BackendName
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A backend, and the sentence that says why it is this one. `by_auto` where the tap left it to us."""
+
+    backend: Backend
+    why: str
+    by_auto: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NoChoice:
+    """`reason` is a word for programs, `sentence` says what to change."""
+
+    reason: str
+    sentence: str
+
+
+NAMED = "spec.backend names it"
+
+
+def choose(wanted: BackendName, interface: PodInterface, bridge: Bridge | None, *, filtered: bool = False) -> Choice | NoChoice:
+    """How to copy from an interface; `filtered` where the tap has a filter.
+
+    `bridge` is the one that its port is on, None where it has no port or that is not known.
+    """
+    port = interface.port
+    if wanted is BackendName.AUTO:
+        return _cheapest(interface, bridge, filtered=filtered)
+    if wanted is BackendName.EBPF:
+        return _ebpf(interface)
+    if port is None:
+        return NoChoice("NoPort", no_port(interface))
+    if wanted is BackendName.OVS_GROUP:
+        return _group(port, bridge)
+    return Choice(Backend.OVS_MIRROR, NAMED)
+
+
+def _cheapest(interface: PodInterface, bridge: Bridge | None, *, filtered: bool) -> Choice | NoChoice:
+    port, polled = interface.port, bridge is not None and bridge.polled
+    if interface.host_ifindex and not polled:
+        why = f"Auto takes EBPF, which costs the least, wherever a pod has a device on the node, as {interface.host_name} here"
+        return Choice(Backend.EBPF, why, by_auto=True)
+    if port is None:
+        return NoChoice("NoPort", no_port(interface))
+    past = f"DPDK moves the packets of {port.bridge} past the kernel" if polled else "no device on the node leads to the pod"
+    if filtered and bridge is not None and not bridge.controllers:
+        why = f"Auto takes OVSGroup, as {past} and flows copy only what the filter wants"
+        return Choice(Backend.OVS_GROUP, why, by_auto=True)
+    reason = f", and {port.bridge} belongs to a controller" if filtered else ""
+    return Choice(Backend.OVS_MIRROR, f"Auto takes OVSMirror, as {past}{reason}", by_auto=True)
+
+
+def _group(port: BridgePort, bridge: Bridge | None) -> Choice | NoChoice:
+    if bridge is not None and bridge.controllers:
+        return NoChoice("BridgeControlled", bridge_controlled(port, bridge))
+    return Choice(Backend.OVS_GROUP, NAMED)
+
+
+def _ebpf(interface: PodInterface) -> Choice | NoChoice:
+    if not interface.host_ifindex:
+        return NoChoice("NoVeth", no_veth(interface))
+    return Choice(Backend.EBPF, NAMED)
+
+
+def no_port(interface: PodInterface) -> str:
+    """Why an interface cannot be copied by Open vSwitch."""
+    where = f"{interface.host_name}, which is on no Open vSwitch bridge" if interface.host_name else "nothing on this node"
+    return (
+        f"pod {interface.pod} interface {interface.name} leads to {where}; "
+        "attach it to a bridge (ovs-vsctl add-port BRIDGE INTERFACE), or leave it out in spec.interfaces"
+    )
+
+
+def no_veth(interface: PodInterface) -> str:
+    """Why an interface has no device on the node that eBPF could look at."""
+    return (
+        f"spec.backend: EBPF copies at the node's end of a veth, which pod {interface.pod} interface {interface.name} lacks; "
+        "use OVSMirror if it is on an Open vSwitch bridge, or leave it out in spec.interfaces"
+    )
+
+
+def bridge_controlled(port: BridgePort, bridge: Bridge) -> str:
+    """Why flows of ours may not be put into a bridge."""
+    owner = ", ".join(bridge.controllers)
+    return (
+        f"spec.backend: OVSGroup needs flows of its own in bridge {port.bridge}, which belongs to the controller {owner}; "
+        "use OVSMirror or EBPF"
+    )

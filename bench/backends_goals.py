@@ -1,0 +1,191 @@
+"""What rows of bench.backends cost, and whether that reaches the goals. Pure.
+
+A cost is a share by which a figure is worse than the baseline's of the same round; the noise is the largest such share, in either
+direction, between the baseline and its repetition. What is beyond a goal by less than the noise is neither reached nor missed.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from bench.measure import Figures
+
+BASELINE, AGAIN = "none", "none again (A/A)"
+RAW = "raw mirror"
+ONE_TAP = "1 tap"
+FULL, SAMPLED, FILTERED = "full", "1 in 100", "1 % by filter"
+VARIANTS = (FULL, SAMPLED, FILTERED)
+MIRROR, GROUP, EBPF = "OVSMirror", "OVSGroup", "EBPF"
+MIRRED, CAPTURE, SIDECAR = "tc mirred", "AF_PACKET on the veth", "tcpdump in the pod"
+PEERS = (MIRRED, CAPTURE, SIDECAR)
+
+TCP, UDP, P50 = "tcp Gb/s", "udp kpps", "p50 us"
+"""At full speed; that of UDP is the geometric mean over all sizes."""
+TCP_BUSY, UDP_BUSY = "paced tcp busy", "paced udp us"
+"""Of production's cores: the share of a core's time, and microseconds a packet."""
+SIZES = (64, 128, 256, 512, 1024, 1500)
+"""Of Ethernet frames without FCS, in bytes."""
+JUDGED = (TCP, UDP, TCP_BUSY, UDP_BUSY, P50)
+MORE_IS_BETTER = frozenset({TCP, UDP})
+GROWTH = 1.2
+SMALL = 0.01
+"""What "within noise" may be at most where there is less noise than that."""
+
+
+class Verdict(StrEnum):
+    REACHED = "reached"
+    WITHIN_NOISE = "not told apart from noise"
+    MISSED = "MISSED"
+    UNKNOWN = "not measured"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """`figures` says what was compared."""
+
+    goal: str
+    figures: str
+    verdict: Verdict
+
+    def __str__(self) -> str:
+        return f"{self.verdict}: {self.goal}: {self.figures}"
+
+
+def udp_by_size(size: int) -> str:
+    """The name of the figure for one size of frame."""
+    return f"udp {size} kpps"
+
+
+def taps(count: int) -> str:
+    """The name of the row with so many taps on the node."""
+    return ONE_TAP if count == 1 else f"{count} taps"
+
+
+def row_name(backend: str, variant: str) -> str:
+    return f"{backend}, {variant}"
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    return math.exp(statistics.fmean(math.log(value) for value in values))
+
+
+def costs(row: Figures, against: Figures, figure: str) -> list[float]:
+    """How much worse `row` is, as a share, in each round in which both have the figure."""
+    pairs = zip(row.samples, against.samples, strict=True)
+    values = [(one[figure], other[figure]) for one, other in pairs if one.get(figure) and other.get(figure)]
+    return [other / one - 1 if figure in MORE_IS_BETTER else one / other - 1 for one, other in values]
+
+
+def noise(rows: Mapping[str, Figures], figure: str) -> float:
+    """The largest difference between the baseline and itself; NaN where it was not measured."""
+    return max((abs(cost) for cost in costs(rows[AGAIN], rows[BASELINE], figure)), default=math.nan)
+
+
+def judge(cost: float, allowed: float, uncertainty: float) -> Verdict:
+    """A cost, at most `allowed`, known to within `uncertainty`."""
+    if math.isnan(cost) or math.isnan(allowed) or math.isnan(uncertainty):
+        return Verdict.UNKNOWN
+    if cost <= allowed:
+        return Verdict.REACHED
+    return Verdict.WITHIN_NOISE if cost <= allowed + uncertainty else Verdict.MISSED
+
+
+def _median(values: Sequence[float]) -> float:
+    return statistics.median(values) if values else math.nan
+
+
+class Costs:
+    """Medians of costs by name of row."""
+
+    def __init__(self, rows: Mapping[str, Figures]) -> None:
+        self._rows = rows
+
+    def noise(self, figure: str) -> float:
+        return noise(self._rows, figure)
+
+    def of(self, name: str, figure: str) -> float:
+        return self.between(name, BASELINE, figure)
+
+    def between(self, name: str, other: str, figure: str) -> float:
+        """NaN where one of them was not measured."""
+        if name not in self._rows or other not in self._rows:
+            return math.nan
+        return _median(costs(self._rows[name], self._rows[other], figure))
+
+    def added(self, name: str, figure: str) -> float:
+        """The difference of a figure to the baseline's, in the figure's unit."""
+        if name not in self._rows:
+            return math.nan
+        pairs = zip(self._rows[name].samples, self._rows[BASELINE].samples, strict=True)
+        return _median([one[figure] - other[figure] for one, other in pairs if figure in one and figure in other])
+
+    def added_noise(self, figure: str) -> float:
+        pairs = zip(self._rows[AGAIN].samples, self._rows[BASELINE].samples, strict=True)
+        return max(
+            (abs(one[figure] - other[figure]) for one, other in pairs if figure in one and figure in other), default=math.nan
+        )
+
+
+def judge_backends(rows: Mapping[str, Figures]) -> list[Judgement]:
+    """All goals of rows that were measured on one lab."""
+    found = Costs(rows)
+    return [
+        *(_within_noise(found, row_name(EBPF, variant), figure) for variant in (FILTERED, SAMPLED) for figure in JUDGED),
+        *(_within_noise(found, row_name(GROUP, FILTERED), figure) for figure in JUDGED),
+        *_full_by_ebpf(found),
+        *(
+            _no_dearer(found, "less than every peer", row_name(EBPF, variant), row_name(peer, variant), figure)
+            for variant in VARIANTS
+            for peer in PEERS
+            if row_name(peer, variant) in rows
+            for figure in JUDGED
+        ),
+        *(
+            _no_dearer(found, "group never dearer than mirror", row_name(GROUP, variant), row_name(MIRROR, variant), figure)
+            for variant in VARIANTS
+            for figure in JUDGED
+        ),
+    ]
+
+
+def judge_taps(rows: Mapping[str, Figures], count: int) -> list[Judgement]:
+    """What `count` taps on a node cost over what one does."""
+    found = Costs(rows)
+    judgements: list[Judgement] = []
+    for figure in JUDGED:
+        one, many, uncertainty = found.of(ONE_TAP, figure), found.of(taps(count), figure), found.noise(figure)
+        text = f"{figure} {one:+.1%} → {many:+.1%} (noise {uncertainty:.1%})"
+        verdict = judge(many, GROWTH * max(one, 0.0), uncertainty)
+        judgements.append(Judgement(f"{EBPF}: {taps(count)} on the node cost ≤ {GROWTH:g} times what 1 does", text, verdict))
+    return judgements
+
+
+def _within_noise(found: Costs, name: str, figure: str) -> Judgement:
+    cost, uncertainty = found.of(name, figure), found.noise(figure)
+    text = f"{figure} {cost:+.1%} (noise {uncertainty:.1%})"
+    return Judgement(f"{name}: ≤ {SMALL * 100:g} %", text, judge(cost, SMALL, uncertainty))
+
+
+def _full_by_ebpf(found: Costs) -> list[Judgement]:
+    name = row_name(EBPF, FULL)
+    cost, raw, uncertainty = found.of(name, TCP), found.of(RAW, TCP), found.noise(TCP)
+    latency, latency_noise = found.added(name, P50), found.added_noise(P50)
+    return [
+        Judgement(f"{name}: ≤ 5 %", f"{TCP} {cost:+.1%} (noise {uncertainty:.1%})", judge(cost, 0.05, uncertainty)),
+        Judgement(
+            f"{name}: ≤ half of the raw mirror's cost",
+            f"{TCP} {cost:+.1%} to {raw:+.1%} (noise {uncertainty:.1%})",
+            judge(cost, raw / 2, uncertainty),
+        ),
+        Judgement(f"{name}: ≤ 5 µs", f"p50 {latency:+.1f} µs (noise {latency_noise:.1f} µs)", judge(latency, 5.0, latency_noise)),
+    ]
+
+
+def _no_dearer(found: Costs, goal: str, name: str, other: str, figure: str) -> Judgement:
+    cost, uncertainty = found.between(name, other, figure), found.noise(figure)
+    text = f"{figure} {cost:+.1%} (noise {uncertainty:.1%})"
+    return Judgement(f"{goal}: {name} to {other}", text, judge(cost, 0.0, uncertainty))

@@ -1,0 +1,156 @@
+"""Pods on a DPDK datapath: veths that poll-mode threads read, and vhost-user sockets, tapped like any other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.dataplane.site import PATIENCE, Site, expect_each_once, expect_none, point
+from vtap_lab import preflight
+from vtap_lab.dpdk import DpdkLab, why_no_dpdk
+from vtap_lab.errors import wait_for
+from vtap_lab.exchange import start_exchange
+from vtap_lab.lab import BRIDGE, Pod
+
+pytestmark = [pytest.mark.slow, pytest.mark.lab]
+COUNT = 200
+BACKENDS = pytest.mark.parametrize("backend", ["OVSMirror", "OVSGroup"])
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[DpdkLab]:
+    if reason := preflight.why_no_lab() or why_no_dpdk():
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+    with DpdkLab() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def site(lab: DpdkLab, tmp_path_factory: pytest.TempPathFactory) -> Site:
+    return Site(lab, tmp_path_factory.mktemp("captures"))
+
+
+@pytest.fixture(scope="module")
+def veths(site: Site) -> tuple[Pod, Pod]:
+    """Two pods whose veths DPDK reads by packet sockets; the first one's are tapped."""
+    return site.pod("veth"), site.pod("client")
+
+
+@pytest.fixture(scope="module")
+def sockets(lab: DpdkLab) -> tuple[Pod, Pod]:
+    """Two pods with nothing but a vhost-user socket."""
+    labels = ({"app": "socket"}, {"app": "socket-client"})
+    first, second = (lab.add_application(f"app-{n}", namespace="shop", labels=one) for n, one in enumerate(labels))
+    return first, second
+
+
+@pytest.fixture(autouse=True)
+def _no_taps_left(site: Site) -> Iterator[None]:
+    yield
+    for file in site.lab.taps.glob("tap-*.yaml"):
+        file.unlink()
+    wait_for(lambda: not site.agent.get("/v1/status")["taps"], PATIENCE, "the test's taps are gone")
+
+
+@pytest.fixture(params=["veth", "socket"])
+def pair(request: pytest.FixtureRequest) -> tuple[str, Pod, Pod]:
+    """(what the tapped pod is labelled, tapped pod, its peer)."""
+    first, second = request.getfixturevalue(f"{request.param}s")
+    return request.param, first, second
+
+
+def interface_of(site: Site, pod: Pod) -> str:
+    """A socket is called as its port is."""
+    return site.lab.port_of(pod) if pod.sandbox else pod.interface
+
+
+def at(site: Site, pod: Pod, direction: str) -> str:
+    """What a tap point is called in a capture."""
+    return f"{pod}/{interface_of(site, pod)} {direction}" if pod.sandbox else point(pod, direction)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@BACKENDS
+def test_each_datagram_is_stored_once_a_direction(site: Site, pair: tuple[str, Pod, Pod], family: int, backend: str) -> None:
+    app, pod, peer = pair
+    name = f"both-{app}-{family}-{backend.lower()}"
+    site.tap(name, app, backend=backend)
+    sent = start_exchange(site.lab, pod, peer, count=COUNT, family=family).finish()
+    received = start_exchange(site.lab, peer, pod, count=COUNT, family=family).finish()
+    summary = site.closes(name)
+    found = site.stored(name)
+    expect_each_once(found, sent, at(site, pod, "egress"))
+    expect_each_once(found, received, at(site, pod, "ingress"))
+    expect_none(found, sent, at(site, pod, "ingress"))
+    assert summary["lost"] == 0 and summary["seen"] >= 2 * COUNT
+
+
+def test_a_socket_and_a_veth_see_each_other_s_packets(site: Site, veths: tuple[Pod, Pod], sockets: tuple[Pod, Pod]) -> None:
+    site.tap("veth", "veth")
+    site.tap("socket", "socket")
+    exchange = start_exchange(site.lab, veths[0], sockets[0], count=COUNT).finish()
+    assert len(exchange.received[str(sockets[0])]) == COUNT
+    site.closes()
+    expect_each_once(site.stored("veth"), exchange, at(site, veths[0], "egress"))
+    expect_each_once(site.stored("socket"), exchange, at(site, sockets[0], "ingress"))
+
+
+@BACKENDS
+def test_a_filter_copies_what_it_includes(site: Site, pair: tuple[str, Pod, Pod], backend: str) -> None:
+    app, pod, peer = pair
+    name = f"filtered-{app}-{backend.lower()}"
+    wanted = start_exchange(site.lab, pod, peer, count=0, rate=200)
+    rule = {"action": "Include", "protocol": "UDP", "peerPorts": [{"port": wanted.port}]}
+    site.tap(name, app, backend=backend, direction="Egress", filter={"defaultAction": "Exclude", "rules": [rule]})
+    begun = start_exchange(site.lab, pod, peer, count=COUNT)
+    other, kept = begun.finish(), wanted.stop()
+    site.closes(name)
+    found = site.stored(name)
+    expect_none(found, other, at(site, pod, "egress"))
+    numbers = sorted(datagram.sequence for _, datagram in found if datagram.sender == kept.sender)
+    assert numbers == list(range(len(kept.sent) - len(numbers), len(kept.sent))), "from some moment on, all of them"
+
+
+def test_one_in_n_is_counted_to_the_packet(site: Site, pair: tuple[str, Pod, Pod]) -> None:
+    app, pod, peer = pair
+    site.tap(f"sampled-{app}", app, direction="Egress", sampling={"type": "OneIn", "oneIn": 10})
+    start_exchange(site.lab, pod, peer, count=1000, rate=2000).finish()
+    summary = site.closes(f"sampled-{app}")
+    assert summary["seen"] >= 1000 and summary["unsampled"] == summary["seen"] - summary["stored"]
+    assert 50 <= summary["stored"] <= 160, "about a tenth"
+
+
+def test_the_tap_port_is_a_device_that_costs_poll_mode_threads_little(site: Site, veths: tuple[Pod, Pod]) -> None:
+    site.tap("port", "veth")
+    ports = site.lab.switch.vsctl("--bare", "--columns=name,type", "find", "Interface", "external_ids:vtap-owner=vtap.dev")
+    kinds = dict(zip(*[iter(ports.split())] * 2, strict=True))
+    assert set(kinds.values()) == {"tap"} and len(kinds) == 2
+    assert all(name in site.lab.run(site.lab.node, "ip", "-o", "link") for name in kinds)
+    site.remove_tap("port")
+    wait_for(lambda: not any(n in site.lab.run(site.lab.node, "ip", "-o", "link") for n in kinds), PATIENCE, "they are gone")
+    assert not site.lab.switch.vsctl("--bare", "--columns=name", "find", "Port", "external_ids:vtap-owner=vtap.dev")
+
+
+def test_copies_go_on_after_vswitchd_was_killed(site: Site, veths: tuple[Pod, Pod]) -> None:
+    site.tap("killed", "veth")
+    site.lab.switch.kill_vswitchd()
+    site.lab.switch.start_vswitchd()
+    site.lab.ip(site.lab.node, f"link set {BRIDGE} up")
+    wait_for(lambda: site.condition("killed", "Delivering") == "True", PATIENCE, "the tap delivers again")
+    exchange = start_exchange(site.lab, veths[0], veths[1], count=COUNT).finish()
+    assert len(exchange.received[str(veths[1])]) == COUNT
+    site.closes("killed")
+    expect_each_once(site.stored("killed"), exchange, at(site, veths[0], "egress"))
+
+
+def test_the_threads_cycles_are_among_the_metrics(site: Site, veths: tuple[Pod, Pod]) -> None:
+    def value(name: str) -> float:
+        lines = [line for line in site.agent.metrics().splitlines() if line.startswith(f"{name}{{")]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+    before = value("vtap_ovs_pmd_packets_total")
+    start_exchange(site.lab, veths[0], veths[1], count=COUNT).finish()
+    wait_for(lambda: value("vtap_ovs_pmd_packets_total") >= before + COUNT, PATIENCE, "the packets are counted")
+    assert value("vtap_ovs_pmd_busy_cycles_total") > 0 and value("vtap_ovs_pmd_idle_cycles_total") > 0

@@ -1,0 +1,199 @@
+"""backend: EBPF from a file to packets in a file, on every kind of bridge; and changing to it and back while traffic runs."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.dataplane.site import Site, expect_each_once, expect_none, point
+from vtap_lab.capture import fields
+from vtap_lab.datagrams import Datagram
+from vtap_lab.errors import wait_for
+from vtap_lab.exchange import Exchange, start_exchange
+from vtap_lab.lab import PLAIN_BRIDGE, Lab, LabOptions
+
+pytestmark = pytest.mark.slow
+
+EBPF = {"backend": "EBPF"}
+KINDS = pytest.mark.parametrize(
+    "shared_lab",
+    [LabOptions(userspace_tso=False), LabOptions(userspace_tso=True), LabOptions(datapath=PLAIN_BRIDGE)],
+    indirect=True,
+    ids=["ovs-no-tso", "ovs-tso", "bridge"],
+)
+GAP = 0.6
+"""Seconds of copies that a change of backend may cost: its pause, and a busy machine's passes around it."""
+
+
+@pytest.fixture(scope="module")
+def shared_site(shared_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Site:
+    return Site(shared_lab, tmp_path_factory.mktemp("captures"))
+
+
+@pytest.fixture
+def site(shared_site: Site) -> Site:
+    """With names of the test's own."""
+    shared_site.new_scene()
+    return shared_site
+
+
+def backends_of(site: Site, tap: str) -> set[str]:
+    """Of its tap points, as the status says."""
+    status = site.status(tap)
+    return {one["backend"] for one in status["points"]} if status else set()
+
+
+@KINDS
+@pytest.mark.parametrize("family", [4, 6])
+def test_each_datagram_is_stored_once_a_tap_point(site: Site, family: int) -> None:
+    web, client, bystander = site.pod("web"), site.pod("client"), site.pod("bystander")
+    site.tap("web", **EBPF)
+    assert backends_of(site, "web") == {"EBPF"}
+    out = start_exchange(site.lab, web, client, family=family, count=300)
+    back = start_exchange(site.lab, client, web, family=family, count=300)
+    beside = start_exchange(site.lab, client, bystander, family=family, count=300)
+    sent, received, other = out.finish(), back.finish(), beside.finish()
+    summary = site.closes("web")
+    found = site.stored("web")
+    expect_each_once(found, sent, point(web, "egress"))
+    expect_each_once(found, received, point(web, "ingress"))
+    expect_none(found, sent, point(web, "ingress"))
+    expect_none(found, received, point(web, "egress"))
+    expect_none(found, other, point(web, "ingress"), point(web, "egress"))
+    assert summary["lost"] == 0 and summary["seen"] >= 600
+
+
+@KINDS
+def test_a_pair_of_tapped_pods_shows_a_packet_at_both_ends_and_a_broadcast_at_every_receiver(site: Site) -> None:
+    one, other = site.pod("web"), site.pod("web")
+    site.tap("web", **EBPF)
+    exchange = start_exchange(site.lab, one, other, count=200).finish()
+    everybody = start_exchange(site.lab, one, other, address="10.10.255.255", count=50).finish()
+    site.closes("web")
+    found = site.stored("web")
+    for seen in (exchange, everybody):
+        expect_each_once(found, seen, point(one, "egress"), point(other, "ingress"))
+        expect_none(found, seen, point(one, "ingress"))
+
+
+SEND = "import socket,sys;socket.create_connection((sys.argv[1],5300)).sendall(bytes(range(256))*int(sys.argv[2]))"
+RECEIVE = (
+    "import hashlib,socket;l=socket.create_server(('',5300));print('ready',flush=True);c,_=l.accept();h=hashlib.sha256();n=0\n"
+    "while d:=c.recv(1<<20): h.update(d);n+=len(d)\n"
+    "print(n,h.hexdigest(),flush=True)"
+)
+
+
+@KINDS
+def test_a_bulk_of_tcp_arrives_as_sent_and_is_copied_to_the_byte(site: Site) -> None:
+    web, client = site.pod("web"), site.pod("client")
+    site.tap("web", **EBPF, filter={"defaultAction": "Exclude", "rules": [{"action": "Include", "protocol": "TCP"}]})
+    blocks = 1 << 14
+    receiver = site.lab.spawn(client, sys.executable, "-c", RECEIVE, name="tcp-receiver")
+    receiver.wait_ready(lambda: "ready" in receiver.output(), 10, "listens")
+    site.lab.run(web, sys.executable, "-c", SEND, client.ipv4, str(blocks))
+    wait_for(lambda: len(receiver.output().split()) == 3, 20, "all has arrived")
+    expected = bytes(range(256)) * blocks
+    assert receiver.output().split()[1:] == [str(len(expected)), hashlib.sha256(expected).hexdigest()]
+    summary = site.closes("web")
+    assert summary["lost"] == 0
+    rows = [
+        row for file in site.files("web") for row in fields(file, ("ip.src", "tcp.seq", "tcp.len", "frame.len"), "tcp.len > 0")
+    ]
+    carried = {int(seq): int(length) for source, seq, length, _ in rows if source == web.ipv4}
+    assert sum(carried.values()) == len(expected), "every byte, whatever was sent again"
+    assert max(int(length) for *_, length in rows) <= 1514, "as on the wire"
+
+
+@KINDS
+def test_filter_and_sampling_count_what_they_leave_out(site: Site) -> None:
+    web, client = site.pod("web"), site.pod("client")
+    site.tap("web", **EBPF, direction="Egress", sampling={"type": "OneIn", "oneIn": 10})
+    start_exchange(site.lab, web, client, count=2000, rate=4000).finish()
+    summary = site.closes("web")
+    assert summary["stored"] == summary["seen"] - summary["unsampled"]
+    # Binomial: mean 200, standard deviation 13.4; six of them.
+    assert abs(summary["stored"] - summary["seen"] / 10) < 6 * 13.4
+
+
+def missing(found: Mapping[tuple[str, Datagram], int], exchange: Exchange, name: str) -> list[int]:
+    """Sequence numbers that are not in a capture; none may be there twice."""
+    counts = {datagram: found.get((name, datagram), 0) for datagram in exchange.sent}
+    twice = [datagram for datagram, count in counts.items() if count > 1]
+    assert not twice, f"{name}: {len(twice)} are copied twice, first {twice[:3]}"
+    return sorted(datagram.sequence for datagram, count in counts.items() if not count)
+
+
+@pytest.mark.parametrize("shared_lab", [LabOptions()], indirect=True)
+def test_changing_the_backend_loses_little_doubles_nothing_and_harms_no_original(site: Site) -> None:
+    web, client = site.pod("web"), site.pod("client")
+    site.tap("web", backend="OVSMirror")
+    rate = 500
+    out = start_exchange(site.lab, web, client, count=0, rate=rate)
+    back = start_exchange(site.lab, client, web, count=0, rate=rate)
+    changes = ("EBPF", "OVSMirror", "EBPF")
+    for backend in changes:
+        before = out.sent_so_far()
+        wait_for(lambda before=before: out.sent_so_far() > before + 200, 20, "traffic flows")
+        site.tap("web", backend=backend)
+        assert backends_of(site, "web") == {backend}
+    sent, received = out.stop(), back.stop()
+    for exchange in (sent, received):
+        ((_, arrived),) = exchange.received.items()
+        assert {one.sequence for one in arrived} == {one.sequence for one in exchange.sent}, "no original is lost"
+        assert len(arrived) == len(exchange.sent), "nor doubled"
+    site.closes("web")
+    found = site.stored("web")
+    gaps = missing(found, sent, point(web, "egress")) + missing(found, received, point(web, "ingress"))
+    assert len(gaps) <= 2 * len(changes) * GAP * rate
+    unattributed = site.agent.get("/v1/ledger")["unattributed"]
+    assert sum(unattributed.values()) >= len(gaps), f"{len(gaps)} are missing, and counted: {unattributed}"
+
+
+@pytest.mark.parametrize("shared_lab", [LabOptions(datapath=PLAIN_BRIDGE)], indirect=True)
+def test_an_agent_that_is_killed_leaves_no_gap_and_cleanup_leaves_no_trace(site: Site) -> None:
+    web, client = site.pod("web"), site.pod("client")
+    site.tap("web", **EBPF)
+    running = start_exchange(site.lab, web, client, count=0, rate=500)
+    wait_for(lambda: running.sent_so_far() > 200, 20, "traffic flows")
+    site.agent.kill()
+    at_kill = running.sent_so_far()
+    wait_for(lambda: running.sent_so_far() > at_kill + 200, 20, "traffic flows on")
+    site.start_agent()
+    wait_for(lambda: site.condition("web", "Delivering") == "True", 20, "the tap delivers again")
+    exchange = running.stop()
+    site.closes("web")
+    expect_each_once(site.stored("web"), exchange, point(web, "egress"))
+    site.agent.kill()
+    lab = site.lab
+    agent = str(Path(sys.executable).with_name("vtap-agent"))
+    places = [f"--run-dir={lab.run_dir}", f"--state-dir={lab.state_dir}", f"--ovsdb={lab.switch.db_remote}", "--node=node-a"]
+    lab.run(lab.node, agent, "--cleanup", *places)
+    devices = lab.run(lab.node, "ip", "-d", "link", "show")
+    assert "vtap.dev" not in devices
+    hooks = lab.run(lab.node, "bpftool", "net", "show")
+    assert not [line for line in hooks.splitlines() if web.host_name in line]
+    again = start_exchange(lab, web, client, count=50).finish()
+    assert len(again.received[str(client)]) == 50
+    site.start_agent()
+
+
+@pytest.mark.parametrize("shared_lab", [LabOptions(datapath=PLAIN_BRIDGE)], indirect=True)
+def test_a_recreated_pod_is_tapped_again_and_a_node_without_a_switch_is_ready(site: Site) -> None:
+    web, client = site.pod("web"), site.pod("client")
+    site.tap("web", **EBPF)
+    first = start_exchange(site.lab, web, client, count=50).finish()
+    site.lab.delete_pod(web)
+    again = site.pod("web")
+    wait_for(
+        lambda: site.condition("web", "Delivering") == "True" and site.says("web", again.host_name), 20, "the new pod is tapped"
+    )
+    second = start_exchange(site.lab, again, client, count=50).finish()
+    site.closes("web")
+    found = site.stored("web")
+    expect_each_once(found, first, point(web, "egress"))
+    expect_each_once(found, second, point(again, "egress"))

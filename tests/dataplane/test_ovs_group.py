@@ -1,0 +1,358 @@
+"""Copies by flows and groups on real Open vSwitch: originals fare as without them, whatever else is on the bridge."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.contract.frames import BROADCAST, LINK_LOCAL, MULTICAST, frame
+from tests.contract.networks import NODE, OvsNetwork
+from tests.dataplane.site import Site, expect_each_once, expect_none, point
+from tests.dataplane.test_ovs_mirror import Flow, assert_no_worse, wait_for
+from vtap_agent.backends.ovs_group import OvsGroupBackend
+from vtap_agent.plan.dataplane import Action, Backend, DataPlane, Direction, Feed, Group, GroupMember, TapProgram
+from vtap_agent.plan.mirrors import tap_port_name
+from vtap_lab.exchange import start_exchange
+from vtap_lab.lab import BRIDGE, Lab, LabOptions
+
+FEEDS = {direction: Feed(Backend.OVS_GROUP, BRIDGE, direction) for direction in Direction}
+TAPS = {direction: tap_port_name(NODE, feed) for direction, feed in FEEDS.items()}
+OUT, IN = TAPS[Direction.EGRESS], TAPS[Direction.INGRESS]
+PROGRAMS = {"all": TapProgram(Action.INCLUDE, ())}
+SOON = 20.0
+
+
+class GroupNetwork(OvsNetwork):
+    """A bridge with pods, and flows of ours beside whatever flows a test puts there. No agent."""
+
+    def __init__(self, lab: Lab) -> None:
+        super().__init__(lab)
+        self.lost = 0
+        self.groups = OvsGroupBackend(self.connection, NODE, 1, self._count_loss)
+
+    def _count_loss(self) -> None:
+        self.lost += 1
+
+    def want(self, egress: str = "", ingress: str = "") -> DataPlane:
+        sides = {Direction.EGRESS: egress, Direction.INGRESS: ingress}
+        groups = {
+            FEEDS[direction]: Group(FEEDS[direction], tuple(map(self._member, names)))
+            for direction, names in sides.items()
+            if names
+        }
+        return DataPlane(groups=groups, programs=PROGRAMS)
+
+    def _member(self, name: str) -> GroupMember:
+        pod = self.pods[name]
+        return GroupMember(self.port(name), bytes.fromhex(pod.mac.replace(":", "")), pod.vlan, (1,), ("all",))
+
+    def tap(self, egress: str = "", ingress: str = "") -> DataPlane:
+        """One pass, after which nothing is left to do."""
+        wanted = self.want(egress, ingress)
+        for feed in wanted.groups:
+            if TAPS[feed.direction] not in self._tap_devices:
+                self.make_tap_device(TAPS[feed.direction])
+        assert self.groups.refusals(wanted) == {}
+        self.groups.apply(self.groups.plan(wanted))
+        assert self.groups.verify(wanted) == ()
+        assert self.groups.plan(wanted) == ()
+        return wanted
+
+    def flows(self) -> list[str]:
+        dump = self.lab.switch.ofctl("--no-stats", "dump-flows", BRIDGE).splitlines()
+        return sorted(line.strip() for line in dump if "actions=" in line)
+
+    def group_dump(self) -> list[str]:
+        dump = self.lab.switch.ofctl("-O", "OpenFlow13", "dump-groups", BRIDGE).splitlines()
+        return sorted(line.strip() for line in dump if "group_id" in line)
+
+    def learnt(self) -> set[tuple[str, str, str]]:
+        """(port, VLAN, MAC) that the bridge has learnt."""
+        rows = [line.split() for line in self.lab.switch.appctl("fdb/show", BRIDGE).splitlines()[1:]]
+        return {(port, vlan, mac) for port, vlan, mac, _age in rows}
+
+    def close(self) -> None:
+        self.groups.sweep()
+        super().close()
+
+
+@pytest.fixture(scope="module")
+def shared_lab() -> Iterator[Lab]:
+    with Lab(LabOptions()) as lab:
+        yield lab
+
+
+@pytest.fixture
+def network(shared_lab: Lab) -> Iterator[GroupNetwork]:
+    real = GroupNetwork(shared_lab)
+    try:
+        yield real
+    finally:
+        real.close()
+
+
+@pytest.fixture
+def macs(network: GroupNetwork) -> Mapping[str, str]:
+    """Of pods a, b and c, and of d and e in VLAN 7, which the bridge has learnt."""
+    made = {name: network.add_pod(name, vlan=7 if name in "de" else 0) for name in "abcde"}
+    for name, mac in made.items():
+        network.exchange(name, frame(BROADCAST, mac), 1)
+    return made
+
+
+def originals(network: GroupNetwork, macs: Mapping[str, str]) -> Counter[tuple[int, str, int]]:
+    """Everything that a bridge treats in a way of its own: (which frame, pod that it reached, VLAN there), and how often."""
+    receivers = [*macs.values(), BROADCAST, MULTICAST, LINK_LOCAL, "02:99:00:00:00:01"]
+    sent = [(sender, frame(receiver, macs[sender])) for sender in macs for receiver in receivers]
+    sent += [(sender, frame(receiver, macs[sender], 7)) for sender in "ad" for receiver in (macs["e"], BROADCAST)]
+    last = {sender: frame(BROADCAST, macs[sender]) for sender in macs}
+    for sender, packet in (*sent, *last.items()):
+        network.sockets[sender].send(packet)
+    places = {packet.number: place for place, (_, packet) in enumerate(sent)}
+    due = {packet.number for packet in last.values()}
+    found: Counter[tuple[int, str, int]] = Counter()
+
+    def come() -> bool:
+        for name in macs:
+            for packet in network.sockets[name].receive():
+                due.discard(packet.number)
+                if packet.number in places:
+                    found[places[packet.number], name, packet.vlan] += 1
+        return not due
+
+    wait_for(come, "each pod's last broadcast has arrived")
+    return found
+
+
+def test_forwarding_and_learning_are_as_without_us(network: GroupNetwork, macs: Mapping[str, str]) -> None:
+    originals(network, macs)  # Pod a's tagged frames teach the bridge where it is in VLAN 7 too.
+    before, learnt = originals(network, macs), network.learnt()
+    network.tap(egress="abd", ingress="abe")
+    assert originals(network, macs) == before
+    assert network.learnt() == learnt
+    assert len(before) > 40
+
+
+def test_each_copy_is_made_once(network: GroupNetwork, macs: Mapping[str, str]) -> None:
+    network.tap(egress="a", ingress="b")
+    for sender, receiver, expected in (
+        ("a", macs["b"], {"b", OUT, IN}),
+        ("a", macs["c"], {"c", OUT}),
+        ("c", macs["b"], {"b", IN}),
+        ("b", macs["a"], {"a"}),
+        ("c", macs["a"], {"a"}),
+    ):
+        packet = frame(receiver, macs[sender])
+        assert network.exchange(sender, packet, len(expected)) == {name: [packet] for name in expected}
+
+
+def test_unknown_unicast_to_a_tapped_pod_is_copied_once(network: GroupNetwork, macs: Mapping[str, str]) -> None:
+    network.tap(ingress="b")
+    network.lab.switch.appctl("fdb/flush", BRIDGE)
+    packet = frame(macs["b"], macs["a"])
+    found = network.exchange("a", packet, 3)
+    assert found[IN] == [packet] and found["b"] == [packet]
+    assert OUT not in found
+
+
+def test_flows_of_others_still_decide(network: GroupNetwork, macs: Mapping[str, str]) -> None:
+    """An access list, and a pipeline of several tables."""
+    switch = network.lab.switch
+    switch.ofctl("add-flow", BRIDGE, f"table=0,priority=300,dl_src={macs['c']},actions=drop")
+    switch.ofctl("add-flow", BRIDGE, "table=0,priority=100,actions=load:7->NXM_NX_REG15[],resubmit(,240)")
+    switch.ofctl("add-flow", BRIDGE, f"table=240,priority=9,reg15=7,dl_dst={macs['b']},actions=resubmit(,253)")
+    switch.ofctl("add-flow", BRIDGE, "table=253,priority=1,actions=NORMAL")
+    theirs = network.flows()
+    try:
+        network.tap(egress="ac", ingress="b")
+        packet = frame(macs["b"], macs["a"])
+        assert network.exchange("a", packet, 3) == {"b": [packet], OUT: [packet], IN: [packet]}
+        packet = frame(macs["b"], macs["c"])
+        assert network.exchange("c", packet, 2) == {OUT: [packet], IN: [packet]}, "copied before policy"
+        packet = frame(macs["c"], macs["a"])
+        assert network.exchange("a", packet, 1) == {OUT: [packet]}, "their table 240 knows nobody else"
+        assert set(theirs) <= set(network.flows())
+        network.groups.sweep()
+        assert network.flows() == theirs
+    finally:
+        for match in ("table=240", "table=253", f"table=0,dl_src={macs['c']}"):
+            switch.ofctl("del-flows", BRIDGE, match)
+        switch.ofctl("--strict", "del-flows", BRIDGE, "table=0,priority=100")
+
+
+def test_a_hairpin_that_others_flows_make_is_copied_and_made(network: GroupNetwork, macs: Mapping[str, str]) -> None:
+    network.lab.switch.ofctl("add-flow", BRIDGE, f"table=0,priority=300,dl_src={macs['a']},dl_dst={macs['a']},actions=in_port")
+    try:
+        network.tap(egress="a", ingress="a")
+        packet = frame(macs["a"], macs["a"])
+        assert network.exchange("a", packet, 3) == {"a": [packet], OUT: [packet], IN: [packet]}
+    finally:
+        network.lab.switch.ofctl("del-flows", BRIDGE, f"table=0,dl_src={macs['a']},dl_dst={macs['a']}")
+
+
+def test_changes_lose_and_double_nothing(network: GroupNetwork, macs: Mapping[str, str]) -> None:
+    spans: list[tuple[int, int, bool]] = []
+    network.tap(egress="c", ingress="b")
+    with Flow(network, "a", macs["a"], macs["b"]) as flow:
+        for tapped in (True, False) * 4:
+            network.tap(egress="ac" if tapped else "c", ingress="b")
+            begin = flow.run_on(2)
+            spans.append((begin, flow.run_on(), tapped))
+    assert flow.copies("b") == flow.each_once(), "originals"
+    assert flow.copies(IN) == flow.each_once(), "a copy that nobody touched"
+    for begin, end, tapped in spans:
+        assert flow.copies(OUT, begin, end) == (flow.each_once(begin, end) if tapped else Counter())
+
+
+def test_flows_return_after_vswitchd_was_killed(network: GroupNetwork, macs: Mapping[str, str]) -> None:
+    wanted = network.tap(egress="a", ingress="b")
+    with Flow(network, "a", macs["a"], macs["b"]) as tapped:
+        network.lab.switch.kill_vswitchd()
+        tapped.run_on()
+        network.lab.switch.start_vswitchd()
+        assert network.groups.problems(wanted, frozenset()), "the loss shows"
+        assert network.lost
+        network.tap(egress="a", ingress="b")
+        back = tapped.run_on(2)
+    for name in ("b", OUT, IN):
+        assert tapped.copies(name, back) == tapped.each_once(back), name
+    network.groups.sweep()
+    with Flow(network, "a", macs["a"], macs["b"]) as untapped:
+        network.lab.switch.kill_vswitchd()
+        untapped.run_on()
+        network.lab.switch.start_vswitchd()
+    assert_no_worse(tapped, untapped)
+
+
+def test_sweeping_leaves_flows_groups_and_ports_as_they_were(network: GroupNetwork, macs: Mapping[str, str]) -> None:
+    switch = network.lab.switch
+    switch.ofctl("-O", "OpenFlow13", "add-group", BRIDGE, "group_id=5,type=all,bucket=actions=drop")
+    try:
+        before = network.flows(), network.group_dump(), switch.vsctl("list-ports", BRIDGE)
+        network.tap(egress="abcde", ingress="abcde")
+        assert len(network.group_dump()) == 3
+        OvsGroupBackend(network.connection, NODE, 2).sweep()
+        assert (network.flows(), network.group_dump(), switch.vsctl("list-ports", BRIDGE)) == before
+    finally:
+        switch.ofctl("-O", "OpenFlow13", "del-groups", BRIDGE, "group_id=5")
+
+
+def test_a_bridge_of_a_controllers_is_refused(network: GroupNetwork, macs: Mapping[str, str]) -> None:
+    network.lab.switch.vsctl("set-controller", BRIDGE, "tcp:127.0.0.1:1")
+    try:
+        wanted = network.want(egress="a")
+        wait_for(lambda: bool(network.groups.refusals(wanted)), "the controller is seen")
+        (sentence,) = network.groups.refusals(wanted).values()
+        assert "tcp:127.0.0.1:1" in sentence and "use OVSMirror or EBPF" in sentence
+    finally:
+        network.lab.switch.vsctl("del-controller", BRIDGE)
+        wait_for(lambda: any("NORMAL" in line for line in network.flows()), "the bridge switches again")
+
+
+def test_a_bridge_without_openflow_14_is_refused_with_the_cure(network: GroupNetwork, macs: Mapping[str, str]) -> None:
+    network.lab.switch.vsctl("set", "Bridge", BRIDGE, "protocols=OpenFlow10")
+    try:
+        (sentence,) = network.groups.refusals(network.want(egress="a")).values()
+        assert "ovs-vsctl add bridge br0 protocols OpenFlow14" in sentence
+    finally:
+        network.lab.switch.vsctl("clear", "Bridge", BRIDGE, "protocols")
+
+
+# --- with the agent ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[LabOptions(), LabOptions(userspace_tso=True)], ids=["no-tso", "tso"], scope="module")
+def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with Lab(request.param) as lab:
+        yield Site(lab, tmp_path_factory.mktemp("captures"))
+
+
+def test_a_switch_counts_what_it_does_not_copy(site: Site) -> None:
+    """Excluded packets never reach the tap port, and are in the ledger all the same."""
+    site.new_scene()
+    web, client = site.pod("web"), site.pod("client")
+    rule = {"action": "Include", "protocol": "UDP", "peerPorts": [{"port": 30000, "endPort": 30006}]}
+    site.tap("web", backend="OVSGroup", direction="Egress", filter={"defaultAction": "Exclude", "rules": [rule]})
+    assert site.says("web", "filter in flows")
+    wanted = start_exchange(site.lab, web, client, count=100, port=30005).finish()
+    unwanted = start_exchange(site.lab, web, client, count=150, port=30007).finish()
+    wait_for(lambda: site.summary("web")["excluded"] >= 150, "the switch's counters are read")
+    summary, found = site.closes("web"), site.stored("web")
+    expect_each_once(found, wanted, point(web, "egress"))
+    expect_none(found, unwanted, point(web, "egress"))
+    assert summary["stored"] == 100 and summary["seen"] == summary["excluded"] + 100
+    at_tap = packets_at(site, Direction.EGRESS)
+    assert at_tap < 110, "what nobody wants is not copied"
+
+
+def packets_at(site: Site, direction: Direction) -> int:
+    """That the switch has given to a tap port."""
+    shown = site.lab.switch.ofctl("dump-ports", BRIDGE, tap_port_name("node-a", FEEDS[direction]))
+    found = re.search(r"tx pkts=(\d+)", shown)
+    assert found is not None
+    return int(found[1])
+
+
+def test_two_taps_with_different_filters_share_a_group(site: Site) -> None:
+    site.new_scene()
+    web, client = site.pod("web"), site.pod("client")
+    for name, port in (("one", 30101), ("two", 30102)):
+        rule = {"action": "Include", "protocol": "UDP", "peerPorts": [{"port": port}]}
+        site.tap(name, backend="OVSGroup", direction="Egress", filter={"defaultAction": "Exclude", "rules": [rule]})
+    first, second, third = (start_exchange(site.lab, web, client, count=80, port=port).finish() for port in (30101, 30102, 30103))
+    site.closes("one")
+    site.closes("two")
+    expect_each_once(site.stored("one"), first, point(web, "egress"))
+    expect_each_once(site.stored("two"), second, point(web, "egress"))
+    for exchange in (first, second, third):
+        others = [name for name, own in (("one", first), ("two", second)) if own is not exchange]
+        for name in others:
+            expect_none(site.stored(name), exchange, point(web, "egress"))
+    dump = site.lab.switch.ofctl("-O", "OpenFlow13", "dump-groups", BRIDGE)
+    assert dump.count("group_id=") == 1
+
+
+def test_flows_that_somebody_wiped_come_back_by_themselves(site: Site) -> None:
+    site.new_scene()
+    web, client = site.pod("web"), site.pod("client")
+    site.tap("web", backend="OVSGroup")
+    site.lab.switch.ofctl("del-flows", BRIDGE, "cookie=0x7654000000000000/0xffff000000000000")
+    site.lab.switch.ofctl("-O", "OpenFlow13", "del-groups", BRIDGE)
+    wait_for(lambda: "group:" in site.lab.switch.ofctl("dump-flows", BRIDGE), "the flows are back")
+    exchange = start_exchange(site.lab, web, client, count=100).finish()
+    site.closes("web")
+    expect_each_once(site.stored("web"), exchange, point(web, "egress"))
+
+
+def test_cleanup_after_a_crash_leaves_the_bridge_as_it_was(site: Site) -> None:
+    site.new_scene()
+    wait_for(lambda: "0x7654" not in site.lab.switch.ofctl("dump-flows", BRIDGE), "the last scene's flows are gone")
+    site.pod("web")
+    before = bridge_state(site)
+    site.tap("web", backend="OVSGroup")
+    assert bridge_state(site) != before
+    site.agent.kill()
+    try:
+        argv = ["vtap-agent", "--cleanup", f"--run-dir={site.lab.run_dir}", f"--state-dir={site.lab.state_dir}", "--node=node-a"]
+        cleaned = ["nsenter", f"--net=/run/netns/{site.lab.node}", "--", *argv, f"--ovsdb={site.lab.switch.db_remote}"]
+        environment = {**site.lab.switch.environment, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        subprocess.run(cleaned, check=True, env=environment, timeout=120)
+        assert bridge_state(site) == before
+    finally:
+        site.start_agent()
+
+
+def bridge_state(site: Site) -> list[str]:
+    """Flows, groups and ports."""
+    switch = site.lab.switch
+    flows = switch.ofctl("--no-stats", "dump-flows", BRIDGE).splitlines()
+    groups = switch.ofctl("-O", "OpenFlow13", "dump-groups", BRIDGE).splitlines()
+    told = [line.strip() for line in (*flows, *groups) if "actions=" in line]
+    return sorted([*told, *switch.vsctl("list-ports", BRIDGE).split()])

@@ -23,7 +23,14 @@ def test_a_routed_remote_needs_its_gateway() -> None:
     answer = way(REMOTE, ROUTE, LINKS)
     assert answer.key == NeighbourKey(2, GATEWAY)
     assert answer.hop == NextHop(
-        REMOTE, NextHopState.NO_NEIGHBOUR, 2, "up0", source="198.18.1.2", source_mac="02:00:00:00:00:01", mtu=1500
+        REMOTE,
+        NextHopState.NO_NEIGHBOUR,
+        2,
+        "up0",
+        source="198.18.1.2",
+        source_mac="02:00:00:00:00:01",
+        mtu=1500,
+        gateway="198.18.1.1",
     )
     done = reached(answer.hop, ENTRY)
     assert (done.state, done.gateway_mac, done.mtu) == (NextHopState.REACHABLE, "02:00:00:00:00:09", 1500)

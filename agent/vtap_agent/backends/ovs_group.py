@@ -191,7 +191,9 @@ class OvsGroupBackend:
         self._forget_others(wanted)
         for name, bridge in sorted(bridges.items()):
             groups = groups_on(name, wanted.groups)
-            if not groups and name in self._swept and not bridge.tap_ports and not self._known[name].flows.flows:
+            if groups:
+                self._swept.discard(name)
+            elif name in self._swept and not bridge.tap_ports:
                 continue
             ports = port_changes(bridge, groups, self._stamp)
             try:
@@ -202,7 +204,8 @@ class OvsGroupBackend:
                 continue  # Nobody wants anything there; what is left of ours goes when the bridge answers.
             if differs:
                 steps.extend((*ports, SetFlows(name, groups, wanted)))
-            self._swept.add(name)
+            elif not groups:
+                self._swept.add(name)
         return tuple(steps)
 
     def apply(self, steps: Iterable[Step]) -> None:

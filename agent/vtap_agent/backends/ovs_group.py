@@ -393,12 +393,12 @@ def _port(port: Any) -> SwitchPort:
 
 def _plugin(port: Any) -> str:
     """The network plugin that programs a bridge with such a port, by what it writes into external_ids; OVS-CNI programs none."""
-    if "antrea-type" in port.external_ids or "attached-mac" in port.external_ids:
+    if "antrea-type" in port.external_ids or {"container-id", "pod-name"} <= port.external_ids.keys():
         return "Antrea"
     for interface in port.interfaces:
         if interface.external_ids.get("vendor") == "kube-ovn":
             return "Kube-OVN"
-        if "iface-id" in interface.external_ids:
+        if "ovn-installed" in interface.external_ids or {"iface-id", "sandbox"} <= interface.external_ids.keys():
             return "OVN"
     return ""
 

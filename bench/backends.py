@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import statistics
 import sys
 import tempfile
@@ -57,6 +58,7 @@ from bench.backends_goals import (
     geometric_mean,
     judge_backends,
     judge_taps,
+    noises,
     row_name,
     taps,
     udp_by_size,
@@ -99,7 +101,7 @@ class Options:
     """`seconds` of each TCP load, from which the others' follow; paces in Mb/s and datagrams a second."""
 
     rounds: int
-    seconds: float
+    seconds: int
     paced: float
     paced_datagrams: float
     tso: bool
@@ -107,6 +109,7 @@ class Options:
     taps: int
     only: str
     """A regular expression for names of rows; those without a tap are measured always."""
+    quick: bool
 
     @property
     def size_seconds(self) -> float:
@@ -131,10 +134,11 @@ class Bench:
     failures: list[str] = field(default_factory=list)
 
     def calibrate(self) -> None:
-        self.trickle = _trickle(self.scene.iperf(self.options.seconds / 2) * 1e9)
+        self.trickle = _trickle(self.scene.iperf(1) * 1e9)
 
     def measure(self, name: str, row: Row) -> Sample:
         """All loads while `row` copies."""
+        started = time.monotonic()
         try:
             with row.copying(self.scene):
                 self._steer()
@@ -142,6 +146,9 @@ class Bench:
         except LabError as problem:
             self.failures.append(f"{name}: {problem}")
             return {}
+        finally:
+            if not sys.stderr.isatty():
+                sys.stderr.write(f"    {name}: {time.monotonic() - started:.0f} s\n")
 
     def _steer(self) -> None:
         if self.where.apart:
@@ -250,9 +257,10 @@ def _bench(options: Options, settings: LabOptions, where: Placement) -> Iterator
 
 
 def _interleaved(bench: Bench, rows: Mapping[str, Row]) -> Mapping[str, Figures]:
-    return interleave(
-        {name: lambda name=name, row=row: bench.measure(name, row) for name, row in rows.items()}, bench.options.rounds
-    )
+    only = re.compile(bench.options.only)
+    wanted = {name: row for name, row in rows.items() if name in (BASELINE, AGAIN) or only.search(name)}
+    measured = {name: lambda name=name, row=row: bench.measure(name, row) for name, row in wanted.items()}
+    return interleave(measured, bench.options.rounds)
 
 
 def measure_backends(options: Options, where: Placement) -> tuple[Mapping[str, Figures], list[str]]:
@@ -284,6 +292,10 @@ def _cell(row: Figures, baseline: Figures, figure: str, unit: float = 1.0, digit
     return f"{median} {statistics.median(found):+.1%} ({min(found):+.0%}…{max(found):+.0%})"
 
 
+def _plain(row: Figures, figure: str, digits: int) -> str:
+    return f"{row.median(figure):.{digits}f}" if row.values(figure) else ""
+
+
 def _share(row: Figures, figure: str, complete: float = 0.0) -> str:
     if not row.values(figure):
         return ""
@@ -303,14 +315,14 @@ def tables(title: str, rows: Mapping[str, Figures]) -> str:
             _cell(row, baseline, TCP_BUSY, 100, 1),
             _share(row, "paced tcp delivered", COMPLETE),
             _cell(row, baseline, P50, 1, 1),
-            f"{row.median('p99 us'):.0f}",
+            _plain(row, "p99 us", 0),
         ]
         for name, row in rows.items()
     ]
     datagrams = [
         [
             name,
-            *(f"{row.median(udp_by_size(size)):.1f}" for size in SIZES),
+            *(_plain(row, udp_by_size(size), 1) for size in SIZES),
             _cell(row, baseline, UDP, 1, 1),
             _share(row, "udp wanted"),
             _share(row, "udp delivered"),
@@ -325,9 +337,9 @@ def tables(title: str, rows: Mapping[str, Figures]) -> str:
     return "\n".join([table(title, head, stream), table("", udp_head, datagrams).lstrip("\n")])
 
 
-def verdicts(judgements: Sequence[Judgement]) -> str:
-    """One line a goal."""
-    lines: list[str] = []
+def verdicts(rows: Mapping[str, Figures], judgements: Sequence[Judgement]) -> str:
+    """A line for the noise, and one for each goal."""
+    lines = ["noise (A/A): " + ", ".join(f"{figure} {share:.1%}" for figure, share in noises(rows).items())]
     for goal, parts in groupby(judgements, key=lambda one: one.goal):
         lines.append(f"goal: {goal}: " + "; ".join(f"{part.figures} {part.verdict}" for part in parts))
     return "\n".join(lines) + "\n"
@@ -341,7 +353,7 @@ def _about(options: Options, where: Placement) -> str:
 def _options() -> Options:
     parser = argparse.ArgumentParser(prog="python -m bench.backends", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of a TCP load; the others follow")
+    parser.add_argument("--seconds", type=int, default=2, help="of a TCP load; the others follow")
     parser.add_argument("--paced", type=float, default=500.0, help="Mb/s of the paced TCP stream")
     parser.add_argument("--paced-datagrams", type=float, default=5000.0, help="a second")
     parser.add_argument("--taps", type=int, default=100, help="how many are compared with one")
@@ -353,7 +365,7 @@ def _options() -> Options:
     parser.add_argument("--quick", action="store_true", help="one short round, to see that all rows work; says nothing of speed")
     given = parser.parse_args()
     if given.quick:
-        given.rounds, given.seconds, given.taps = 1, 0.6, 5
+        given.rounds, given.seconds, given.taps = 1, 1, 5
     return Options(
         rounds=given.rounds,
         seconds=given.seconds,
@@ -363,6 +375,7 @@ def _options() -> Options:
         underlay_mtu=given.underlay_mtu,
         taps=given.taps,
         only=given.only,
+        quick=given.quick,
     )
 
 
@@ -376,8 +389,9 @@ def main() -> int:
     print("".join(f"{name}: not to be had: {why}\n" for name, why in UNAVAILABLE.items()))
     many, more = measure_taps(options, where)
     print(tables(f"Taps on a node, EBPF on a plain bridge. {_about(options, where)}", many))
-    judgements = [*judge_backends(backends), *judge_taps(many, options.taps)]
-    print(verdicts(judgements))
+    of_backends, of_taps = judge_backends(backends), judge_taps(many, options.taps)
+    print(verdicts(backends, of_backends))
+    print(verdicts(many, of_taps))
     failures += more
     print("".join(f"failed: {failure}\n" for failure in failures), end="")
     content = {
@@ -385,11 +399,14 @@ def main() -> int:
         "placement": str(where),
         "rows": {name: row.samples for name, row in backends.items()},
         "taps": {name: row.samples for name, row in many.items()},
+        "noise": noises(backends),
+        "noise of taps": noises(many),
         "unavailable": UNAVAILABLE,
-        "goals": [{"goal": one.goal, "figures": one.figures, "verdict": one.verdict} for one in judgements],
+        "goals": [{"goal": one.goal, "figures": one.figures, "verdict": one.verdict} for one in (*of_backends, *of_taps)],
         "failures": failures,
     }
-    print(f"{write_json('backends', content)}, in {(time.monotonic() - started) / 60:.0f} min")
+    name = "backends-quick" if options.quick else "backends"
+    print(f"{write_json(name, content)}, in {(time.monotonic() - started) / 60:.0f} min")
     return 1 if failures else 0
 
 

@@ -1,7 +1,8 @@
 """What rows of bench.backends cost, and whether that reaches the goals. Pure.
 
-A cost is a share by which a figure is worse than the baseline's of the same round; the noise is the largest such share, in either
-direction, between the baseline and its repetition. What is beyond a goal by less than the noise is neither reached nor missed.
+A cost is the share by which a figure is worse than the baseline's of the same round: of throughput what is lost, of time what is
+added. The noise is the largest such share, in either direction, between the baseline and its repetition. What is beyond a goal by
+less than the noise is neither reached nor missed.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def costs(row: Figures, against: Figures, figure: str) -> list[float]:
     """How much worse `row` is, as a share, in each round in which both have the figure."""
     pairs = zip(row.samples, against.samples, strict=True)
     values = [(one[figure], other[figure]) for one, other in pairs if one.get(figure) and other.get(figure)]
-    return [other / one - 1 if figure in MORE_IS_BETTER else one / other - 1 for one, other in values]
+    return [1 - one / other if figure in MORE_IS_BETTER else one / other - 1 for one, other in values]
 
 
 def noise(rows: Mapping[str, Figures], figure: str) -> float:
@@ -158,15 +159,24 @@ def judge_taps(rows: Mapping[str, Figures], count: int) -> list[Judgement]:
     judgements: list[Judgement] = []
     for figure in JUDGED:
         one, many, uncertainty = found.of(ONE_TAP, figure), found.of(taps(count), figure), found.noise(figure)
-        text = f"{figure} {one:+.1%} → {many:+.1%} (noise {uncertainty:.1%})"
+        text = f"{figure} {_percent(one)} → {_percent(many)}"
         verdict = judge(many, GROWTH * max(one, 0.0), uncertainty)
         judgements.append(Judgement(f"{EBPF}: {taps(count)} on the node cost ≤ {GROWTH:g} times what 1 does", text, verdict))
     return judgements
 
 
+def noises(rows: Mapping[str, Figures]) -> dict[str, float]:
+    """By figure."""
+    return {figure: noise(rows, figure) for figure in JUDGED}
+
+
+def _percent(cost: float) -> str:
+    return "?" if math.isnan(cost) else f"{cost:+.1%}"
+
+
 def _within_noise(found: Costs, name: str, figure: str) -> Judgement:
     cost, uncertainty = found.of(name, figure), found.noise(figure)
-    text = f"{figure} {cost:+.1%} (noise {uncertainty:.1%})"
+    text = f"{figure} {_percent(cost)}"
     return Judgement(f"{name}: ≤ {SMALL * 100:g} %", text, judge(cost, SMALL, uncertainty))
 
 
@@ -174,18 +184,19 @@ def _full_by_ebpf(found: Costs) -> list[Judgement]:
     name = row_name(EBPF, FULL)
     cost, raw, uncertainty = found.of(name, TCP), found.of(RAW, TCP), found.noise(TCP)
     latency, latency_noise = found.added(name, P50), found.added_noise(P50)
+    added = "" if math.isnan(latency) else f" {latency:+.1f} µs (noise {latency_noise:.1f} µs)"
     return [
-        Judgement(f"{name}: ≤ 5 %", f"{TCP} {cost:+.1%} (noise {uncertainty:.1%})", judge(cost, 0.05, uncertainty)),
+        Judgement(f"{name}: ≤ 5 %", f"{TCP} {_percent(cost)}", judge(cost, 0.05, uncertainty)),
         Judgement(
             f"{name}: ≤ half of the raw mirror's cost",
-            f"{TCP} {cost:+.1%} to {raw:+.1%} (noise {uncertainty:.1%})",
+            f"{TCP} {_percent(cost)} to {_percent(raw)}",
             judge(cost, raw / 2, uncertainty),
         ),
-        Judgement(f"{name}: ≤ 5 µs", f"p50 {latency:+.1f} µs (noise {latency_noise:.1f} µs)", judge(latency, 5.0, latency_noise)),
+        Judgement(f"{name}: ≤ 5 µs", f"p50{added}", judge(latency, 5.0, latency_noise)),
     ]
 
 
 def _no_dearer(found: Costs, goal: str, name: str, other: str, figure: str) -> Judgement:
     cost, uncertainty = found.between(name, other, figure), found.noise(figure)
-    text = f"{figure} {cost:+.1%} (noise {uncertainty:.1%})"
+    text = f"{figure} {_percent(cost)}"
     return Judgement(f"{goal}: {name} to {other}", text, judge(cost, 0.0, uncertainty))

@@ -72,6 +72,9 @@ class TcMirred(Row):
 class Tcpdump(Row):
     """tcpdump to /dev/null, at the client's host-side veth or in the pod; its counts are of what a packet socket sees."""
 
+    held_back = 1.1
+    """The kernel hands a block of packets over when it is full or a second old (tcpdump's read timeout)."""
+
     def __init__(self, variant: str, *, in_pod: bool) -> None:
         self._filter = f"udp port {MATCHED_PORT}" if variant == FILTERED else ""
         self._in_pod = in_pod

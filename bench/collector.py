@@ -26,14 +26,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from http.client import HTTPConnection
 from pathlib import Path
-from socket import AF_UNIX, socket
 from typing import Any
 
 from bench import native
 from bench.cores import busy_seconds, steer
 from bench.measure import Figures, Sample, interleave, ratio, table, write_json
+from bench.unix_http import ask
 from vtap_lab.errors import LabError, comes_true, wait_for
 from vtap_lab.processes import LabProcess, run_in, start_in
 from vtap_lab.registry import Record, new_record, run, take_down
@@ -231,34 +230,6 @@ def run_in_place(argv: Sequence[str]) -> str:
     if done.returncode != 0 and not done.stdout:
         raise LabError(f"{argv[0]}: {done.stderr.strip()}")
     return done.stdout
-
-
-class _Local(HTTPConnection):
-    """HTTP on a Unix socket."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=10)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket(AF_UNIX)
-        self.sock.connect(str(self._path))
-
-
-def ask(path: Path, method: str, url: str, body: object = None) -> Any:
-    """One request to the collector; LabError when it refuses."""
-    connection = _Local(path)
-    try:
-        connection.request(method, url, json.dumps(body) if body is not None else None)
-        answer = connection.getresponse()
-        content = answer.read()
-    except OSError as error:
-        raise LabError(f"{path}: {error}") from error
-    finally:
-        connection.close()
-    if answer.status >= 300:
-        raise LabError(f"{url}: {answer.status} {content.decode(errors='replace')}")
-    return json.loads(content) if content else None
 
 
 def _answers(path: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 
 from bench import native
 from bench.cores import Placement
+from bench.unix_http import ask
 from vtap_lab.daemons import Collector
 from vtap_lab.errors import LabError, wait_for
 from vtap_lab.lab import BRIDGE, COLLECTOR_ADDRESS, NODE_ADDRESS, Lab
@@ -79,8 +81,9 @@ class Tapped:
     # --- loads -----------------------------------------------------------------------------------------------------------
 
     def iperf(self, seconds: float, *arguments: str) -> float:
-        """Gb/s that one iperf3 TCP stream from client to server moved."""
-        argv = ["iperf3", "-c", self.server.ipv4, "-t", f"{seconds:g}", "-J", *arguments]
+        """Gb/s that one iperf3 TCP stream from client to server moved; in whole seconds, as less would mean no end to it."""
+        whole = max(1, round(seconds))
+        argv = ["iperf3", "-c", self.server.ipv4, "-t", str(whole), "-J", *arguments]
         report = json.loads(self.lab.run(self.client, *self._placed(argv), timeout=seconds + 30))
         if "error" in report:
             raise LabError(f"iperf3: {report['error']}")
@@ -119,19 +122,25 @@ class Tapped:
         return Outcome(moved, delivered, wanted / seen if seen else None)
 
     def _settled(self, row: Row) -> Counts | None:
-        """The counts once nothing moves any more."""
-        seen: list[Counts | None] = [None]
+        """The counts once nothing has moved for as long as the row may hold copies back."""
+        seen, since = row.counts(self), time.monotonic()
 
         def still() -> bool:
-            seen.append(row.counts(self))
-            return seen[-1] == seen[-2]
+            nonlocal seen, since
+            now = row.counts(self)
+            if now != seen:
+                seen, since = now, time.monotonic()
+            return time.monotonic() - since >= row.held_back
 
         wait_for(still, QUIET_WAIT, "copies on their way arrive")
-        return seen[-1]
+        return seen
 
 
 class Row:
     """A way to copy, or none."""
+
+    held_back: float = 0.02
+    """Seconds for which copies may rest on their way to where they are counted."""
 
     @contextlib.contextmanager
     def copying(self, scene: Tapped) -> Iterator[None]:
@@ -279,9 +288,5 @@ def _announce_vxlan(scene: Tapped) -> None:
         for direction, key in VXLAN_KEYS.items()
     ]
     body = {"version": 1, "addresses": [NODE_ADDRESS], "taiOffset": 0, "streams": streams}
-    scene.lab.run(
-        scene.lab.collector,
-        *("curl", "-sSf", "-X", "PUT", f"{scene.collector.url}/v1/nodes/bench-vxlan/streams"),
-        *("-H", f"Authorization: Bearer {scene.collector.token.read_text().strip()}", "-d", json.dumps(body)),
-        *("-H", "Content-Type: application/json"),
-    )
+    collector = scene.collector
+    ask(collector.socket, "PUT", "/v1/nodes/bench-vxlan/streams", body, collector.token.read_text().strip())

@@ -57,7 +57,8 @@ def why_not(column: Column) -> str | None:
     if column.datapath == KERNEL:
         return _why_no_kernel_datapath()
     if column.datapath == DPDK:
-        return why_no_dpdk()
+        past = "EBPF is refused on DPDK, which moves packets past the kernel's hooks"
+        return past if column.backend == BackendName.EBPF.value else why_no_dpdk()
     return None
 
 

@@ -50,7 +50,7 @@ def draw(
     """The matrix as text, cases and columns in the order given, with the reasons below it."""
     wanted, notes = set(chosen), _Notes()
     marks = [[_mark(Cell(case, *column), wanted, verdicts, notes) for column in columns] for case in cases]
-    widths = [max(len(datapath), 4) + 2 for _, datapath in columns]
+    widths = _widths(columns)
     first = max((len(case) for case in cases), default=0) + 2
     lines = [" " * first + _heading(columns, widths), " " * first + _row([name for _, name in columns], widths)]
     lines += [f"{case:{first}}{_row(row, widths)}" for case, row in zip(cases, marks, strict=True)]
@@ -87,19 +87,20 @@ def _mark(cell: Cell, chosen: set[Cell], verdicts: Mapping[Cell, Verdict], notes
 
 
 def _heading(columns: Sequence[tuple[str, str]], widths: Sequence[int]) -> str:
-    """Each backend once, over its first column."""
-    cells: list[str] = []
-    for at, (backend, _) in enumerate(columns):
-        last = at == 0 or columns[at - 1][0] != backend
-        cells.append((backend if last else "").ljust(widths[at]))
-    text = ""
-    for cell, start in zip(cells, _starts(widths), strict=True):
-        text = text[:start].ljust(start) + cell if cell.strip() else text.ljust(start)
-    return text
+    """Each backend once, over its columns."""
+    spans = {
+        backend: sum(width for (name, _), width in zip(columns, widths, strict=True) if name == backend) for backend, _ in columns
+    }
+    return "".join(backend.ljust(span) for backend, span in spans.items())
 
 
-def _starts(widths: Sequence[int]) -> list[int]:
-    return [sum(widths[:at]) for at in range(len(widths))]
+def _widths(columns: Sequence[tuple[str, str]]) -> list[int]:
+    """Of each column, so that a backend's name fits over its columns, the last of which is widened."""
+    widths = [max(len(datapath), len(_FAIL)) + 2 for _, datapath in columns]
+    for backend in dict.fromkeys(backend for backend, _ in columns):
+        at = [number for number, (name, _) in enumerate(columns) if name == backend]
+        widths[at[-1]] += max(0, len(backend) + 2 - sum(widths[number] for number in at))
+    return widths
 
 
 def _row(cells: Sequence[str], widths: Sequence[int]) -> str:

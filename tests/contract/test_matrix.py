@@ -32,6 +32,16 @@ def test_a_cell_is_a_verdict_or_a_number_that_leads_to_a_reason() -> None:
     assert unexplained(CHOSEN, verdicts) == []
 
 
+def test_a_backend_of_one_column_has_room_for_its_name() -> None:
+    columns = [("OVSMirror", "tso"), ("OVSGroup", "netdev"), ("OVSGroup", "tso"), ("EBPF", "bridge")]
+    cells = [Cell("ipv6", *column) for column in columns]
+    assert draw(["ipv6"], columns, cells, {cell: Verdict(failed=True) for cell in cells}).splitlines() == [
+        "      OVSMirror  OVSGroup      EBPF",
+        "      tso        netdev  tso   bridge",
+        "ipv6  FAIL       FAIL    FAIL  FAIL",
+    ]
+
+
 def test_a_cell_that_was_chosen_and_never_judged_shows() -> None:
     chosen = CHOSEN[:-1]
     verdicts = {cell: Verdict() for cell in chosen[1:]}

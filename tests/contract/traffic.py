@@ -21,7 +21,8 @@ from vtap_lab.errors import PATIENCE, comes_true, wait_for
 from vtap_lab.exchange import Exchange
 from vtap_lab.lab import Pod
 
-_ARRIVAL_TIMEOUT = 2.0
+_ARRIVAL_TIMEOUT = 10.0
+"""Only where something is lost is it waited for."""
 _TIMEOUT = 30.0
 _SO_RCVBUFFORCE = 33
 _SO_MAX_PACING_RATE = 47

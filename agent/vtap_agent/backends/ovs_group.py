@@ -191,7 +191,9 @@ class OvsGroupBackend:
         self._forget_others(wanted)
         for name, bridge in sorted(bridges.items()):
             groups = groups_on(name, wanted.groups)
-            if not groups and name in self._swept and not bridge.tap_ports and not self._known[name].flows.flows:
+            if groups:
+                self._swept.discard(name)
+            elif name in self._swept and not bridge.tap_ports:
                 continue
             ports = port_changes(bridge, groups, self._stamp)
             try:
@@ -202,7 +204,8 @@ class OvsGroupBackend:
                 continue  # Nobody wants anything there; what is left of ours goes when the bridge answers.
             if differs:
                 steps.extend((*ports, SetFlows(name, groups, wanted)))
-            self._swept.add(name)
+            elif not groups:
+                self._swept.add(name)
         return tuple(steps)
 
     def apply(self, steps: Iterable[Step]) -> None:
@@ -390,12 +393,12 @@ def _port(port: Any) -> SwitchPort:
 
 def _plugin(port: Any) -> str:
     """The network plugin that programs a bridge with such a port, by what it writes into external_ids; OVS-CNI programs none."""
-    if "antrea-type" in port.external_ids or "attached-mac" in port.external_ids:
+    if "antrea-type" in port.external_ids or {"container-id", "pod-name"} <= port.external_ids.keys():
         return "Antrea"
     for interface in port.interfaces:
         if interface.external_ids.get("vendor") == "kube-ovn":
             return "Kube-OVN"
-        if "iface-id" in interface.external_ids:
+        if "ovn-installed" in interface.external_ids or {"iface-id", "sandbox"} <= interface.external_ids.keys():
             return "OVN"
     return ""
 

@@ -47,7 +47,7 @@ def choose(wanted: BackendName, interface: PodInterface, bridge: Bridge | None, 
     if wanted is BackendName.AUTO:
         return _cheapest(interface, bridge, filtered=filtered)
     if wanted is BackendName.EBPF:
-        return _ebpf(interface)
+        return _ebpf(interface, bridge)
     if port is None:
         return NoChoice("NoPort", no_port(interface))
     if wanted is BackendName.OVS_GROUP:
@@ -76,9 +76,11 @@ def _group(port: BridgePort, bridge: Bridge | None) -> Choice | NoChoice:
     return Choice(Backend.OVS_GROUP, NAMED)
 
 
-def _ebpf(interface: PodInterface) -> Choice | NoChoice:
+def _ebpf(interface: PodInterface, bridge: Bridge | None) -> Choice | NoChoice:
     if not interface.host_ifindex:
         return NoChoice("NoVeth", no_veth(interface))
+    if bridge is not None and bridge.polled:
+        return NoChoice("PastTheKernel", past_the_kernel(interface, bridge))
     return Choice(Backend.EBPF, NAMED)
 
 
@@ -96,6 +98,14 @@ def no_veth(interface: PodInterface) -> str:
     return (
         f"spec.backend: EBPF copies at the node's end of a veth, which pod {interface.pod} interface {interface.name} lacks; "
         "use OVSMirror if it is on an Open vSwitch bridge, or leave it out in spec.interfaces"
+    )
+
+
+def past_the_kernel(interface: PodInterface, bridge: Bridge) -> str:
+    """Why eBPF would miss packets: DPDK writes to a device without passing its hooks (packet(7), PACKET_QDISC_BYPASS)."""
+    return (
+        f"spec.backend: EBPF would miss packets of pod {interface.pod} interface {interface.name}, as DPDK moves those of bridge "
+        f"{bridge.name} past the kernel; use OVSMirror or OVSGroup"
     )
 
 

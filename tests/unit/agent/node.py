@@ -114,7 +114,8 @@ class MemoryMirrors:
             raise Wait("no Open vSwitch database answers")
 
     def plan(self, wanted: DataPlane) -> tuple[MirrorStep, ...]:
-        self._look()
+        if wanted.mirrors or self.has:
+            self._look()
         return () if wanted.mirrors == self.has else (Mirrored("br0", wanted.mirrors),)
 
     def refusals(self, wanted: DataPlane) -> dict[Feed, str]:
@@ -128,12 +129,54 @@ class MemoryMirrors:
                 self.has = step.wanted
 
     def verify(self, wanted: DataPlane) -> tuple[Shortfall, ...]:
-        self._look()
+        if wanted.mirrors or self.has:
+            self._look()
         return self.unlike + (() if wanted.mirrors == self.has else (Shortfall("not done yet", everybody=True),))
 
     def problems(self, _wanted: DataPlane, _suspects: frozenset[Feed]) -> Mapping[Feed, str]:
         self._look()
         return {feed: said[0] for feed, health in self.health.items() if (said := unhealthy({feed: health}))}
+
+
+@dataclass(frozen=True, slots=True)
+class Hooked:
+    """The devices at which eBPF looks become those."""
+
+    hooks: frozenset[Feed]
+    phase: Phase
+
+
+class MemoryHooks:
+    """Holds the devices at which eBPF looks; Open vSwitch is no matter to it."""
+
+    backend = Backend.EBPF
+    purges = 0
+    notes: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        self.has: frozenset[Feed] = frozenset()
+        self.at_once: list[frozenset[Feed]] = []
+        """What it held after each change."""
+
+    def plan(self, wanted: DataPlane) -> tuple[Hooked, ...]:
+        grown, shrunk = self.has | wanted.hooks, wanted.hooks
+        steps = (Hooked(grown, Phase.ATTACH), Hooked(shrunk, Phase.RETIRE))
+        return tuple(step for step, before in zip(steps, (self.has, grown), strict=True) if step.hooks != before)
+
+    def refusals(self, _wanted: DataPlane) -> dict[Feed, str]:
+        return {}
+
+    def apply(self, steps: Iterable[object]) -> None:
+        for step in steps:
+            if isinstance(step, Hooked):
+                self.has = step.hooks
+                self.at_once.append(step.hooks)
+
+    def verify(self, wanted: DataPlane) -> tuple[Shortfall, ...]:
+        return () if wanted.hooks == self.has else (Shortfall("not attached", everybody=True),)
+
+    def problems(self, _wanted: DataPlane, _suspects: frozenset[Feed]) -> Mapping[Feed, str]:
+        return {}
 
 
 @dataclass
@@ -170,8 +213,10 @@ class Node:
         self.taps, self.pipeline, self.mirrors, self.mailbox = Taps(), MemoryPipeline(), MemoryMirrors(), Mailbox()
         self.accounts = Accounts(state / "agent.json", 4096)
         self.announcer = Announcer("node-1", self.mailbox.changed)
-        parts: Any = (self.taps, self.world, (self.mirrors,), self.pipeline, self.announcer, self.accounts, self.mailbox)
-        self.loop = Loop(Parts(*parts), 4096)
+        self.hooks, self.switch_expected = MemoryHooks(), True
+        backends = (self.mirrors, self.hooks)
+        parts: Any = (self.taps, self.world, backends, self.pipeline, self.announcer, self.accounts, self.mailbox)
+        self.loop = Loop(Parts(*parts, switch_expected=lambda: self.switch_expected), 4096)
 
     def want(self, *taps: VirtualTap) -> None:
         self.taps.desired = replace(self.taps.desired, taps=taps)

@@ -130,6 +130,45 @@ def test_taps_are_in_the_status_even_if_open_vswitch_never_answered(tmp_path: Pa
     running.join(10)
 
 
+def test_what_needs_no_open_vswitch_goes_on_while_it_is_away(node: Node) -> None:
+    node.want(tap())
+    eventually(lambda: programmed(node))
+    node.switch_away(True)
+    node.want(tap(), tap("hooked", backend="EBPF"))
+    eventually(lambda: programmed(node, "hooked") and len(node.hooks.has) == 4)
+    assert node.condition("web", "Programmed")[1] == "NotApplied"
+    assert node.copied() == {(name, pod) for name in ("web", "hooked") for pod in ("web-1", "web-2")}
+    node.want(tap())
+    eventually(lambda: not node.hooks.has and node.copied() == BOTH_PODS)
+
+
+def test_a_node_without_open_vswitch_is_a_node_like_others(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.switch_expected = False
+    node.switch_away(True)
+    node.want(tap(backend="Auto"), tap("mirrored"))
+    running = threading.Thread(target=node.loop.run, daemon=True)
+    running.start()
+    eventually(lambda: programmed(node) and node.loop.ready)
+    assert node.condition("mirrored", "Programmed")[1] == "NoPort"
+    assert node.copied() == BOTH_PODS and len(node.hooks.has) == 4
+    node.mailbox.stop()
+    running.join(10)
+
+
+def test_a_tap_that_changes_its_backend_keeps_its_slots_and_never_lacks_both_feeds(node: Node) -> None:
+    node.want(tap(backend="EBPF"))
+    eventually(lambda: programmed(node) and len(node.hooks.has) == 4)
+    slots = node.accounts.used_slots()
+    node.want(tap())
+    eventually(lambda: len(node.mirrors.has) == 2 and not node.hooks.has)
+    assert node.accounts.used_slots() == slots
+    eventually(lambda: programmed(node) and node.copied() == BOTH_PODS)
+    node.want(tap(backend="EBPF"))
+    eventually(lambda: node.mirrors.has == {} and len(node.hooks.has) == 4)
+    assert node.accounts.used_slots() == slots
+
+
 def test_a_pod_that_cannot_be_looked_into_for_a_moment_stays_tapped(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     node.want(tap())
     eventually(lambda: programmed(node))

@@ -110,6 +110,8 @@ def test_what_a_backend_cannot_have_is_said_with_the_cure() -> None:
     bare = replace(interface(pod(1), 1, on_bridge=False), host_ifindex=0, host_name="")
     no_veth = choose(BackendName.EBPF, bare, None)
     assert isinstance(no_veth, NoChoice) and no_veth.reason == "NoVeth" and "use OVSMirror" in no_veth.sentence
+    polled = choose(BackendName.EBPF, interface(pod(1), 1), Bridge("br0", "uuid", "netdev", (), (), 0, 0, polled=True))
+    assert isinstance(polled, NoChoice) and polled.reason == "PastTheKernel" and "use OVSMirror or OVSGroup" in polled.sentence
     no_port = choose(BackendName.OVS_MIRROR, interface(pod(1), 1, on_bridge=False), None)
     assert isinstance(no_port, NoChoice) and no_port.reason == "NoPort" and "ovs-vsctl add-port" in no_port.sentence
     owned = Bridge("br0", "uuid", "system", ("tcp:127.0.0.1:6653",), (), 0, 0)

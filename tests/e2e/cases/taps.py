@@ -6,6 +6,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from vtap_api.virtualtap import BackendName
+
 Spec = dict[str, Any]
 _WORDS = st.sampled_from(["web", "db", "a" * 63, "x.y_z-1", "0"])
 _KEYS = st.sampled_from(["app", "tier", "example.com/role", f"{'d' * 40}.example/{'k' * 63}"])
@@ -93,7 +95,7 @@ def tap_specs() -> st.SearchStrategy[Spec]:
             "rateLimit": _RATES,
             "packet": _CUTS,
             "destinationRef": st.sampled_from([{"name": "default"}, {"name": "nowhere"}]),
-            "backend": st.sampled_from(["Auto", "OVSMirror"]),
+            "backend": st.sampled_from([name.value for name in BackendName]),
             "ttl": st.sampled_from(["1h", "24h"]),
         },
     )

@@ -41,7 +41,6 @@ def test_capture_writes_a_file_and_leaves_no_tap(scene: Scene) -> None:
         check=False,
     )
     sent = stream.stop().sent
-    # A cluster whose pod network has no Open vSwitch refuses eth0 and copies net1, and the command says so.
     assert done.returncode == 0, done.stderr
     assert "unaccounted=0" in done.stderr.replace("UNACCOUNTED", "unaccounted"), done.stderr
     found = capture.numbered(file)
@@ -53,7 +52,7 @@ def test_capture_writes_a_file_and_leaves_no_tap(scene: Scene) -> None:
 
 def test_explain_says_why_and_why_not(scene: Scene) -> None:
     scene.pods(web=0, client=1)
-    scene.tap("web")
+    scene.tap("web", backend="OVSMirror")
     tapped = scene.product.vtap("explain", "web", namespace=scene.namespace)
     assert all(word in tapped for word in (f"{scene.namespace}/web", "net1", "OVSMirror"))
     other = scene.product.vtap("explain", "client", namespace=scene.namespace)

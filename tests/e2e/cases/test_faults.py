@@ -33,11 +33,11 @@ class Stage:
 
 @pytest.fixture
 def stage(scene: Scene, request: pytest.FixtureRequest) -> Stage:
-    """The tapped pod is on the first worker, unless a case says on which."""
-    here: int = getattr(request, "param", 0)
+    """The tapped pod is on the first worker, and `Auto` taps it, unless a case says on which and how."""
+    here, backend = getattr(request, "param", (0, "Auto"))
     there = 1 - here
     web, client, *untapped = scene.pods(web=here, client=there, plain_1=here, plain_2=there)
-    scene.tap("web")
+    scene.tap("web", backend=backend)
     return Stage(scene, web, client, (untapped[0], untapped[1]))
 
 
@@ -114,6 +114,7 @@ def test_collector_pod_deleted_moves_the_copies(stage: Stage) -> None:
     expect_each_once(stage.scene.stored("web"), last, point(stage.web, "egress"))
 
 
+@pytest.mark.parametrize("stage", [(0, "OVSMirror"), (0, "OVSGroup")], indirect=True, ids=["OVSMirror", "OVSGroup"])
 def test_vswitchd_killed_comes_back_with_the_tap(stage: Stage) -> None:
     node = stage.web.node
     [before] = node.run("pidof", "ovs-vswitchd").split()
@@ -129,7 +130,7 @@ def test_vswitchd_killed_comes_back_with_the_tap(stage: Stage) -> None:
     expect_each_once(stage.scene.stored("web"), after.sent, point(stage.web, "egress"))
 
 
-@pytest.mark.parametrize("stage", [1], indirect=True, ids=["agent-killed-meanwhile"])
+@pytest.mark.parametrize("stage", [(1, "OVSMirror")], indirect=True, ids=["agent-killed-meanwhile"])
 def test_api_server_away_stops_no_copy(stage: Stage) -> None:
     """Copies go on, and an agent that starts while there is no API server goes on with what it remembers.
 

@@ -37,7 +37,7 @@ def test_scaled_up_and_down_ten_times_leaves_nothing_behind(scene: Scene) -> Non
     """
     kubectl = scene.product.cluster.kubectl
     web, client = scene.pods(web_0=0, client=1)
-    scene.tap("web", pods=1)
+    scene.tap("web", pods=1, backend="OVSMirror")
     stream = scene.exchange(web, client)
     before = held_by_nodes(scene)
     kubectl.apply(deployment(scene, "many", {"app": "web", "many": "yes"}))

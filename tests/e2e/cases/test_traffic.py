@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
 from tests.e2e.cases.destinations import collector_destination
 from tests.e2e.cases.scene import Scene, expect_each_once, expect_none, flows_on, point
+from vtap_api.virtualtap import BackendName
 from vtap_lab.errors import wait_for
 
 
-def test_both_directions_on_both_nodes_within_and_across(scene: Scene) -> None:
+@pytest.mark.parametrize("backend", [name.value for name in BackendName if name is not BackendName.AUTO])
+def test_both_directions_on_both_nodes_within_and_across(scene: Scene, backend: str) -> None:
     one, other, client, bystander = scene.pods(web_1=0, web_2=1, client=0, bystander=1)
-    scene.tap("web", pods=2)
+    scene.tap("web", pods=2, backend=backend)
     pairs = [(one, client), (client, one), (one, other), (other, one), (client, other), (client, bystander)]
     running = [scene.exchange(source, target, 200) for source, target in pairs]
     exchanged = [exchange.finish() for exchange in running]

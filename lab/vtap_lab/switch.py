@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from vtap_lab.errors import LabError, comes_true
+from vtap_lab.errors import PATIENCE, LabError, comes_true
 
 START_TIMEOUT = 20.0
 STOP_TIMEOUT = 10.0
@@ -280,15 +280,15 @@ class Switch:
 
     def vsctl(self, *arguments: str) -> str:
         """`ovs-vsctl ARGUMENTS`; its output without the last newline. SwitchError with its message when it fails."""
-        return self._run("ovs-vsctl", f"--db={self.db_remote}", f"--timeout={START_TIMEOUT:.0f}", *arguments)
+        return self._run("ovs-vsctl", f"--db={self.db_remote}", f"--timeout={START_TIMEOUT * PATIENCE:.0f}", *arguments)
 
     def ofctl(self, *arguments: str) -> str:
         """`ovs-ofctl ARGUMENTS`, where bridges are named plainly."""
-        return self._run("ovs-ofctl", f"--timeout={START_TIMEOUT:.0f}", *arguments)
+        return self._run("ovs-ofctl", f"--timeout={START_TIMEOUT * PATIENCE:.0f}", *arguments)
 
     def appctl(self, *arguments: str) -> str:
         """`ovs-appctl ARGUMENTS` to vswitchd."""
-        return self._run("ovs-appctl", f"--timeout={STOP_TIMEOUT:.0f}", "-t", "ovs-vswitchd", *arguments)
+        return self._run("ovs-appctl", f"--timeout={STOP_TIMEOUT * PATIENCE:.0f}", "-t", "ovs-vswitchd", *arguments)
 
     def add_bridge(self, name: str, *settings: str) -> None:
         """Make a bridge on this switch's datapath without controller; `settings` are further columns of Bridge."""

@@ -26,7 +26,8 @@ FEEDS = {direction: Feed(Backend.OVS_GROUP, BRIDGE, direction) for direction in 
 TAPS = {direction: tap_port_name(NODE, feed) for direction, feed in FEEDS.items()}
 OUT, IN = TAPS[Direction.EGRESS], TAPS[Direction.INGRESS]
 PROGRAMS = {"all": TapProgram(Action.INCLUDE, ())}
-SOON = 20.0
+HOST_SAYS = 20
+"""Packets that the node itself may send to new devices, ours among them, where our flows drop them."""
 
 
 class GroupNetwork(OvsNetwork):
@@ -198,22 +199,27 @@ def test_a_hairpin_that_others_flows_make_is_copied_and_made(network: GroupNetwo
 
 
 def test_changes_lose_and_double_nothing(network: GroupNetwork, macs: Mapping[str, str]) -> None:
-    """What a starved switch does not even take from a port it loses with and without us, and copies no more than it forwards."""
+    """A starved switch may not come round to a port in time, tapped or not; what it takes it forwards, and copies, once."""
     spans: list[tuple[int, int, bool]] = []
     network.tap(egress="c", ingress="b")
+    dropped = drops(network)
     with Flow(network, "a", macs["a"], macs["b"]) as flow:
         for tapped in (True, False) * 4:
             network.tap(egress="ac" if tapped else "c", ingress="b")
             begin = flow.run_on(2)
             spans.append((begin, flow.run_on(), tapped))
-    with Flow(network, "a", macs["a"], macs["b"]) as unchanged:
-        unchanged.run_on(len(flow.sent) // 4)
     forwarded = flow.copies("b")
     assert set(forwarded.values()) == {1}
     assert flow.copies(IN) == forwarded, "a copy that nobody touched"
     for begin, end, tapped in spans:
         assert flow.copies(OUT, begin, end) == (flow.copies("b", begin, end) if tapped else Counter())
-    assert_no_worse(flow, unchanged)
+    assert drops(network) - dropped <= HOST_SAYS, "the switch counts what it drops, whatever for"
+
+
+def drops(network: GroupNetwork) -> int:
+    """Packets that vswitchd has dropped, for all of its reasons."""
+    counted = network.connection.vswitchd.coverage()
+    return sum(count for name, count in counted.items() if name.startswith(("datapath_drop", "drop_action")))
 
 
 def test_flows_return_after_vswitchd_was_killed(network: GroupNetwork, macs: Mapping[str, str]) -> None:

@@ -70,6 +70,7 @@ class Machine:
                 "mount -t tracefs tracefs /sys/kernel/tracing",
                 f"mkdir -p /lib/modules/{self.kernel.version}",
                 f"mount --bind {shlex.quote(str(modules))} /lib/modules/{self.kernel.version}",
+                "modprobe tun",  # No udev is there to make /dev/net/tun before somebody opens it.
                 "modprobe openvswitch || echo 'kernel-vm: there is no openvswitch.ko'",
                 "ip link set lo up",
                 f"cd {shlex.quote(str(Path.cwd()))}",

@@ -13,15 +13,15 @@ SOURCES = ("api/vtap_api/refusals.py", "agent/vtap_agent", "operator/vtap_operat
 SHAPE = re.compile(r"[A-Z][a-z]+(?:[A-Z][A-Za-z]*)*")
 
 _OTHERS = """
-    Accept AlreadyExists Always Authorization Background ClusterRole ClusterRoleBinding ContainerCreating CrashLoopBackOff
-    CreateContainerConfigError DeleteOptions Deployment ErrImagePull Event ExternalName Failed False IfNotPresent ImagePullBackOff
+    Accept AlreadyExists Always Antrea Authorization Background ClusterRole ClusterRoleBinding ContainerCreating CrashLoopBackOff
+    CreateContainerConfigError DeleteOptions Deployment ErrImagePull Event Exists ExternalName Failed False IfNotPresent ImagePullBackOff In
     InvalidImageName Namespace NetworkPolicy Never Node None Normal PartialObjectMetadata PartialObjectMetadataList
     PersistentVolumeClaim Pod PodInitializing PodScheduled RollingUpdate RuntimeDefault Opaque Secret Service ServiceAccount
     Sideways Succeeded True Unknown Unreachable Warning
 
     All Both Delivering Egress Ingress Refused TapDestination TapNode TapPeerSlice VirtualTap Waiting
 
-    Bridge Controller Copying Idle Interface Leaking Mirror Missing NotHeld Port Reachable Shared
+    Bridge Controller Copying Hidden Idle Interface Leaking Mirror Missing NotHeld Port Reachable Shared Shown Unsure
 
     CapEff Item Key Observer Pipeline PipelineStep PodSource PodsHere SwitchSource Taken TapPortDevices
 """

@@ -13,11 +13,11 @@ SOURCES = ("api/vtap_api/refusals.py", "agent/vtap_agent", "operator/vtap_operat
 SHAPE = re.compile(r"[A-Z][a-z]+(?:[A-Z][A-Za-z]*)*")
 
 _OTHERS = """
-    Accept AlreadyExists Always Antrea Authorization Background ClusterRole ClusterRoleBinding ContainerCreating CrashLoopBackOff
-    CreateContainerConfigError DeleteOptions Deployment ErrImagePull Event Exists ExternalName Failed False IfNotPresent ImagePullBackOff In
-    InvalidImageName Namespace NetworkPolicy Never Node None Normal PartialObjectMetadata PartialObjectMetadataList
-    PersistentVolumeClaim Pod PodInitializing PodScheduled RollingUpdate RuntimeDefault Opaque Secret Service ServiceAccount
-    Sideways Succeeded True Unknown Unreachable Warning
+    Accept AlreadyExists Always Antrea Authorization Background ClusterRole ClusterRoleBinding ContainerCreating
+    CrashLoopBackOff CreateContainerConfigError DeleteOptions Deployment ErrImagePull Event Exists ExternalName Failed False
+    IfNotPresent ImagePullBackOff In InvalidImageName Namespace NetworkPolicy Never Node None Normal PartialObjectMetadata
+    PartialObjectMetadataList PersistentVolumeClaim Pod PodInitializing PodScheduled RollingUpdate RuntimeDefault Opaque
+    Secret Service ServiceAccount Sideways Succeeded True Unknown Unreachable Warning
 
     All Both Delivering Egress Ingress Refused TapDestination TapNode TapPeerSlice VirtualTap Waiting
 

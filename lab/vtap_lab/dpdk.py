@@ -113,8 +113,16 @@ class DpdkLab(Lab):
     DPDK's. `cores` and `idle_sleep` are as `DpdkSwitch` has them.
     """
 
-    def __init__(self, options: LabOptions | None = None, *, cores: Sequence[int] = (0,), idle_sleep: bool = True) -> None:
+    def __init__(
+        self,
+        options: LabOptions | None = None,
+        *,
+        cores: Sequence[int] = (0,),
+        idle_sleep: bool = True,
+        memory: int = MEMORY,
+    ) -> None:
         super().__init__(options or LabOptions())
+        self._memory = memory
         self._cores, self._idle_sleep = cores, idle_sleep
         self.applications: DpdkSwitch | None = None
 
@@ -130,7 +138,7 @@ class DpdkLab(Lab):
 
     def _make_switch(self, directory: Path) -> DpdkSwitch:
         tso = self.options.userspace_tso
-        self._dpdk = DpdkSwitch(directory, self.node, tso, cores=self._cores, idle_sleep=self._idle_sleep)
+        self._dpdk = DpdkSwitch(directory, self.node, tso, cores=self._cores, idle_sleep=self._idle_sleep, memory=self._memory)
         return self._dpdk
 
     def port_of(self, pod: Pod) -> str:

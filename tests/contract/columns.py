@@ -20,6 +20,8 @@ DATAPATHS = {
     PLAIN: LabOptions(datapath=PLAIN_BRIDGE),
 }
 """Open vSwitch in user space (`netdev`, with TSO `tso`, on DPDK `dpdk`) and in the kernel (`kernel`); none of it (`bridge`)."""
+_DPDK_MEMORY = 1024
+"""MiB: enough for the ports of all pods, of those that a case adds, and of taps."""
 ON_OPEN_VSWITCH = tuple(name for name in DATAPATHS if name != PLAIN)
 
 
@@ -35,7 +37,8 @@ class Column:
 
     def lab(self) -> Lab:
         """One of this kind, not yet entered."""
-        return (DpdkLab if self.datapath == DPDK else Lab)(DATAPATHS[self.datapath])
+        options = DATAPATHS[self.datapath]
+        return DpdkLab(options, memory=_DPDK_MEMORY) if self.datapath == DPDK else Lab(options)
 
     @property
     def has_switch(self) -> bool:

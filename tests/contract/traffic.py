@@ -21,7 +21,7 @@ from vtap_lab.errors import PATIENCE, comes_true, wait_for
 from vtap_lab.exchange import Exchange
 from vtap_lab.lab import Pod
 
-_ARRIVAL_TIMEOUT = 10.0
+_ARRIVAL_TIMEOUT = 5.0
 """Only where something is lost is it waited for."""
 _TIMEOUT = 30.0
 _SO_RCVBUFFORCE = 33

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vtap_agent.plan.streams import StreamId
 from vtap_agent.report.arrival import ENOUGH, PATIENCE, Watch, unarriving, watched
 
-STREAM = (7, "0" * 16)
+STREAM: StreamId = (7, "0" * 16)
 
 
 def missing_after(answers: Iterable[tuple[float, int, int]]) -> list[bool]:

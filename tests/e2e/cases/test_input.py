@@ -26,7 +26,7 @@ from vtap_cli.cluster.kubectl import Place, proxy, read_config
 from vtap_lab.errors import wait_for
 
 INVALID = sorted((CHECKOUT / "examples" / "invalid").glob("*.yaml"))
-_TAPS = 200
+_TAPS = 60
 _BATCH = 20
 _NO_FIELD = (
     "api-version-unknown",

@@ -133,16 +133,16 @@ class Site:
 
     def at_rest(self, tap: str = "") -> Summary:
         """The ledger's totals once everything sent has been received or given up, and stored."""
-        seen: list[Mapping[str, int] | None] = [None]
+        seen: list[Summary] = []
 
         def rests() -> bool:
-            summary = self.summary(tap)
-            seen.append(summary.terms)
-            settled = summary["sent"] == summary["received"] + summary["lost"] and seen[-1] == seen[-2]
+            seen.append(self.summary(tap))
+            now = seen[-1]
+            settled = now["sent"] == now["received"] + now["lost"] and len(seen) > 1 and now.terms == seen[-2].terms
             return settled and not self.in_flight()
 
         wait_for(rests, PATIENCE, "the ledger comes to rest", every=0.1)
-        return self.summary(tap)
+        return seen[-1]  # And not another look: pods say something of their own accord now and then.
 
     def in_flight(self) -> int:
         """Copies that left and that the collector has not given up yet."""
@@ -153,11 +153,14 @@ class Site:
 
         On a busy machine what is received may wait a while to be written, which no number tells from being lost on the way there.
         """
-        self.at_rest(tap)
-        comes_true(lambda: self.summary(tap)["unaccounted"] == 0, _WRITTEN_TIMEOUT, every=0.2)
-        summary = self.at_rest(tap)
-        assert summary["unaccounted"] == 0, self.lab.vtap("ledger")
-        return summary
+        seen = [self.at_rest(tap)]
+
+        def adds_up() -> bool:
+            seen.append(self.at_rest(tap))
+            return seen[-1]["unaccounted"] == 0
+
+        assert comes_true(adds_up, _WRITTEN_TIMEOUT, every=0.2), f"{seen[-1].terms}\n{self.lab.vtap('ledger')}"
+        return seen[-1]
 
     def stored(self, tap: str) -> Counter[tuple[str, Datagram]]:
         """How often each numbered datagram is in a tap's files, by (interface name, datagram)."""

@@ -72,6 +72,7 @@ def test_a_routed_remote(shared_lab: Lab, watched: Watched, remote: str, gateway
         source_mac=str(uplink["address"]),
         gateway_mac=str(link(shared_lab, shared_lab.router, "node0")["address"]),
         mtu=1500,
+        gateway=gateway,
     )
     assert "managed" in entry_text(shared_lab, gateway) and f"proto {MADE}" in entry_text(shared_lab, gateway)
 

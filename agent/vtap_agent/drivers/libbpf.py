@@ -187,6 +187,7 @@ def _library() -> ctypes.CDLL:
         "bpf_prog_test_run_opts": [c_int, c_void_p],
         "bpf_link_create": [c_int, c_int, c_int, c_void_p],
         "bpf_link_update": [c_int, c_int, c_void_p],
+        "bpf_link_detach": [c_int],
         "bpf_prog_query": [c_int, c_int, c_uint32, c_void_p, c_void_p, c_void_p],
         "bpf_tc_hook_create": [c_void_p],
         "bpf_tc_hook_destroy": [c_void_p],
@@ -454,6 +455,11 @@ def attach_xdp(program: int, ifindex: int) -> int:
 def update_link(link: int, program: int) -> None:
     """Another program in place of the link's, without a packet in between."""
     _checked(_lib().bpf_link_update(link, program, None), "replace a link's program")
+
+
+def detach_link(link: int) -> None:
+    """Its program runs no more when this returns; a link whose last name and descriptor go is detached too, but some time later."""
+    _checked(_lib().bpf_link_detach(link), "detach a link")
 
 
 def _clsact(ifindex: int, egress: bool) -> ctypes.Structure:

@@ -202,6 +202,12 @@ class Hooks:
         return made
 
     def _take(self, place: _Place) -> None:
+        link = libbpf.get_pinned(self._pin(place))
+        if link is not None:
+            try:
+                libbpf.detach_link(link)
+            finally:
+                os.close(link)
         self._pin(place).unlink(missing_ok=True)
         for priority in (FIRST, ANYWHERE):
             if self._filter(place, priority) is not None:

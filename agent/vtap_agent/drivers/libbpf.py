@@ -458,7 +458,7 @@ def update_link(link: int, program: int) -> None:
 
 
 def detach_link(link: int) -> None:
-    """Its program runs no more when this returns; a link whose last name and descriptor go is detached too, but some time later."""
+    """Its program runs no more when this returns; one whose last name and descriptor go is detached too, but some time later."""
     _checked(_lib().bpf_link_detach(link), "detach a link")
 
 

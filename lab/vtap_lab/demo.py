@@ -111,11 +111,10 @@ class Demo:
         wait_for(lambda: self.total().agent.excluded > 0, FIRST_COPY_TIMEOUT, "the filter takes effect", every=0.2)
 
     def still_the_traffic(self) -> None:
-        """Nobody talks any more, and what is under way arrives."""
+        """Nobody talks any more."""
         for process in reversed(self.traffic):
             process.stop()
         self.traffic.clear()
-        comes_true(lambda: self.total().unaccounted == 0, SETTLE_TIMEOUT, every=0.5)  # Else the report says so.
 
     def rows(self) -> tuple[Row, ...]:
         """The ledger now."""
@@ -156,7 +155,7 @@ class Demo:
 
     def report(self, keep: bool) -> tuple[list[str], str]:
         """Print the capture's path, five packets and the ledger. What is wrong, and the ledger's summary."""
-        table, summary = self.lab.vtap("ledger").rstrip(), self.lab.vtap("ledger", "--summary").rstrip()
+        table, summary = self.settled_ledger()
         if not keep:
             self.agent.stop()
             self.collector.stop()
@@ -169,6 +168,18 @@ class Demo:
         problems = [*self._strangers(packets), *missing_from(packets), *unclosed(summary)]
         say(f"\n$ vtap ledger\n{table}\n")
         return problems, summary
+
+    def settled_ledger(self) -> tuple[str, str]:
+        """Table and summary once nothing is under way: pods ask for neighbours and say farewell after their traffic has ended."""
+        readings: list[tuple[str, str]] = []
+
+        def is_settled() -> bool:
+            before, table, after = (self.lab.vtap("ledger", *options).rstrip() for options in (["--summary"], [], ["--summary"]))
+            readings.append((table, after))
+            return before == after and not unclosed(after)
+
+        comes_true(is_settled, SETTLE_TIMEOUT, every=0.5)  # Else the report says so.
+        return readings[-1]
 
     def _strangers(self, packets: Sequence[Packet]) -> list[str]:
         found = sum(packet.is_unicast and self.bystander.mac in (packet.source, packet.target) for packet in packets)

@@ -58,9 +58,11 @@ def test_collector_is_one_routed_hop_away(lab: Lab, address: str) -> None:
 
 def test_what_tcpdump_sees_is_found_once_each(lab: Lab, tmp_path: Path) -> None:
     source, target = lab.add_pod("source"), lab.add_pod("target")
-    sniffer = lab.spawn(target, "tshark", "-i", "eth0", "-w", str(tmp_path / "all.pcapng"), "-f", "udp")
+    sniffer = lab.spawn(target, "tshark", "-i", "eth0", "-w", str(tmp_path / "all.pcapng"), "-P", "-l", "-f", "udp")
     sniffer.wait_ready(lambda: "Capturing on" in sniffer.output() and (tmp_path / "all.pcapng").exists(), 10, "captures")
     done = start_exchange(lab, source, target, count=30).finish()
+    # Told to end, it leaves what it has not yet read from the kernel's ring.
+    sniffer.wait_ready(lambda: sniffer.output().count("→") >= len(done.sent), 10, "has read them")
     sniffer.stop(signal.SIGINT)
     found = numbered(tmp_path / "all.pcapng")
     assert {datagram: count for (_, datagram), count in found.items()} == dict.fromkeys(done.sent, 1)

@@ -14,6 +14,7 @@ import pytest
 
 from tests.contract.frames import BROADCAST, LINK_LOCAL, MULTICAST, frame
 from tests.contract.networks import NODE, OvsNetwork
+from tests.contract.sockets import gather
 from tests.dataplane.site import Site, expect_each_once, expect_none, point
 from tests.dataplane.test_ovs_mirror import Flow, assert_no_worse, wait_for
 from vtap_agent.backends.ovs_group import OvsGroupBackend
@@ -75,9 +76,9 @@ class GroupNetwork(OvsNetwork):
         return sorted(line.strip() for line in dump if "group_id" in line)
 
     def learnt(self) -> set[tuple[str, str, str]]:
-        """(port, VLAN, MAC) that the bridge has learnt."""
+        """(port, VLAN, MAC) that the bridge has learnt of pods and tap ports; the node itself speaks whenever it likes."""
         rows = [line.split() for line in self.lab.switch.appctl("fdb/show", BRIDGE).splitlines()[1:]]
-        return {(port, vlan, mac) for port, vlan, mac, _age in rows}
+        return {(port, vlan, mac) for port, vlan, mac, _age in rows if port != "LOCAL"}
 
     def close(self) -> None:
         self.groups.sweep()
@@ -121,11 +122,10 @@ def originals(network: GroupNetwork, macs: Mapping[str, str]) -> Counter[tuple[i
     found: Counter[tuple[int, str, int]] = Counter()
 
     def come() -> bool:
-        for name in macs:
-            for packet in network.sockets[name].receive():
-                due.discard(packet.number)
-                if packet.number in places:
-                    found[places[packet.number], name, packet.vlan] += 1
+        arrived = gather({name: network.sockets[name] for name in macs}, 0)
+        for name, packets in arrived.items():
+            due.difference_update(packet.number for packet in packets)
+            found.update((places[packet.number], name, packet.vlan) for packet in packets if packet.number in places)
         return not due
 
     wait_for(come, "each pod's last broadcast has arrived")

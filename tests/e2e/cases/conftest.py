@@ -47,7 +47,7 @@ def scene(installed: Installation, tmp_path: Path) -> Iterator[Scene]:
     try:
         yield made
         for tap in made.taps():
-            if tap not in made.unclosed:
+            if tap not in made.unclosed | made.closed:
                 made.closes(tap)
     finally:
         kubectl.delete("vtap", "--all", namespace=name)

@@ -36,6 +36,8 @@ class Scene:
     """Where files of collectors are copied to."""
     unclosed: set[str] = field(default_factory=set[str])
     """Taps whose ledger need not close at the end, each with its reason in the case."""
+    closed: set[str] = field(default_factory=set[str])
+    """Taps whose ledger has been seen closed since anything last happened here."""
 
     # --- pods
 
@@ -54,10 +56,12 @@ class Scene:
 
     def pods(self, **places: int | str) -> list[RunningPod]:
         """Start them, and return once all are Ready."""
+        self.closed.clear()
         return self.product.cluster.start_pods(*self.specs(**places))
 
     def exchange(self, source: RunningPod, target: RunningPod, count: int = 0, **options: Any) -> RunningExchange:
         """Numbered datagrams over net1; until `stop()` when no count is given."""
+        self.closed.clear()
         return start_exchange(self.product.cluster.kubectl, source, target, count=count, **{"rate": RATE, **options})
 
     # --- taps
@@ -73,6 +77,7 @@ class Scene:
 
     def write_tap(self, name: str, app: str = "web", **spec: object) -> None:
         """Make or change it, and return at once."""
+        self.closed.clear()
         self.product.cluster.kubectl.apply(self.manifest(name, app, **spec))
 
     def tap(self, name: str, app: str = "web", *, pods: int = 0, **spec: object) -> Resource:
@@ -126,6 +131,7 @@ class Scene:
         except Exception as error:
             books = self.product.vtap("ledger", tap, namespace=self.namespace)
             raise AssertionError(f"{tap}: {error}; last {dict(seen[-1])}\n{books}") from error
+        self.closed.add(tap)
         return seen[-1]
 
     def files(self, tap: str, destination: str = "default") -> list[Path]:

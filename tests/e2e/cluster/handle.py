@@ -14,8 +14,10 @@ from tests.e2e.cluster.lifecycle import Built, load
 from tests.e2e.cluster.nodes import Node
 from tests.e2e.cluster.pods import PodSpec, RunningPod, is_ready, running_pod
 from tests.e2e.cluster.snapshot import Snapshot, take_snapshot
+from vtap_lab.errors import wait_for
 
 _READY_TIMEOUT = 120.0
+_GONE_TIMEOUT = 180.0
 CONTROL_PLANE = "node-role.kubernetes.io/control-plane"
 
 
@@ -47,13 +49,13 @@ class Cluster:
 
     @contextmanager
     def namespace(self, prefix: str = "e2e") -> Iterator[str]:
-        """A namespace with a name of its own, gone afterwards with all that is in it."""
+        """A namespace with a name of its own, which goes afterwards with all that is in it; see `snapshots`."""
         name = f"{prefix}-{secrets.token_hex(3)}"
         self.kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
         try:
             yield name
         finally:
-            self.kubectl.delete("namespace", name, timeout=180)
+            self.kubectl.delete("namespace", name, wait=False)
 
     def start_pods(self, *specs: PodSpec, timeout: float = _READY_TIMEOUT) -> list[RunningPod]:
         """Create pods and wait until each is Ready, in the order given."""
@@ -73,8 +75,13 @@ class Cluster:
         return [self._running(one) for one in self.kubectl.list("pods", namespace, selector) if is_ready(one)]
 
     def snapshots(self) -> list[Snapshot]:
-        """Of all nodes; see `differences`."""
+        """Of all nodes once no namespace is on its way out; see `differences`."""
+        wait_for(lambda: not self._going_namespaces(), _GONE_TIMEOUT, "the end of deleted namespaces", every=0.5)
         return [take_snapshot(node) for node in self.nodes]
+
+    def _going_namespaces(self) -> list[str]:
+        names = [one["metadata"] for one in self.kubectl.list("namespaces")]
+        return [one["name"] for one in names if "deletionTimestamp" in one]
 
     def _running(self, resource: Resource) -> RunningPod:
         return running_pod(resource, self.node(resource["spec"]["nodeName"]))

@@ -22,6 +22,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(MatrixPlugin(), "contract-matrix")
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Labs wait at least as much as they compute, but a core that too many share makes their deadlines a lottery."""
+    return max(3, len(os.sched_getaffinity(0)))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and {"lab", "shared_lab"} & set(item.fixturenames):

@@ -92,8 +92,12 @@ def test_services_and_names_work(cluster: Cluster, trio: list[RunningPod]) -> No
         return told.strip() == address
 
     wait_for(resolves, 30, f"the name of the service becoming {address}", every=0.5)
-    exchanged = start_exchange(cluster.kubectl, source, destination, address=address, port=4000, count=_COUNT).finish()
-    assert everything_arrived(exchanged)
+
+    def through_the_service(count: int) -> Exchanged:
+        return start_exchange(cluster.kubectl, source, destination, address=address, port=4000, count=count).finish()
+
+    wait_for(lambda: not through_the_service(5).lost, 60, "the source's node knows the way to the service")
+    assert everything_arrived(through_the_service(_COUNT))
 
 
 def test_the_switch_knows_each_pod_as_ovs_cni_writes_it(cluster: Cluster, trio: list[RunningPod]) -> None:

@@ -248,7 +248,7 @@ class Agent:
     def cleanup(self) -> None:
         """Remove what an agent of this node has left behind; refused while one is running.
 
-        Raises TellUser, with everything else done, where something may stay, for what reason, and what cures that.
+        Raises TellUser, with everything else done, where something may stay; it says what, why and what to do.
         """
         settings = self._settings
         with _only_one(settings.run_dir):

@@ -12,7 +12,9 @@ from tests.contract.matrix import MatrixPlugin
 from vtap_lab import preflight
 from vtap_lab.lab import Lab, LabOptions
 
-pytest.register_assert_rewrite("tests.contract.contract", "tests.contract.scene", "tests.contract.traffic")
+pytest.register_assert_rewrite(
+    "tests.contract.contract", "tests.contract.scene", "tests.contract.traffic", "tests.dataplane.scenes", "tests.dataplane.site"
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:

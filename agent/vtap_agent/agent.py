@@ -20,6 +20,7 @@ from vtap_agent.accounts import Accounts
 from vtap_agent.backends.ebpf import EbpfBackend
 from vtap_agent.backends.ovs_group import OvsGroupBackend
 from vtap_agent.backends.ovs_mirror import OvsMirrorBackend
+from vtap_agent.cleanup import Failure, clean_kernel, clean_switch, told
 from vtap_agent.cluster import STOPPED, ClusterMetrics, access_of, starting, waiting_for, writer_of
 from vtap_agent.drivers.bpffs import pin_root, remove_pin_root
 from vtap_agent.drivers.ovsdb import OvsdbConnection
@@ -27,15 +28,13 @@ from vtap_agent.drivers.unixctl import PollThread
 from vtap_agent.errors import TellUser, VtapError
 from vtap_agent.events import Mailbox
 from vtap_agent.health import Health
-from vtap_agent.inventory import Observer, give_back_neighbours
+from vtap_agent.inventory import Observer
 from vtap_agent.inventory.observer import PodSource
 from vtap_agent.loop import Loop, Parts, TapSource, View
 from vtap_agent.pipeline import Pipeline
 from vtap_agent.pipeline.edges import Edges
-from vtap_agent.pipeline.recover import EdgePrograms
 from vtap_agent.pipeline.rewrites import rewrite_ids
-from vtap_agent.plan.dataplane import DataPlane
-from vtap_agent.plan.steps import ordered
+from vtap_agent.plan.dataplane import Backend
 from vtap_agent.report.announcer import Announcer
 from vtap_agent.report.edges import EdgeMetrics
 from vtap_agent.report.identity import ClientIdentity
@@ -249,34 +248,28 @@ class Agent:
     def cleanup(self) -> None:
         """Remove what an agent of this node has left behind; refused while one is running.
 
-        Raises TellUser, with everything else done, where mirrors may stay because Open vSwitch does not answer.
+        Raises TellUser, with everything else done, where something may stay; it says what, why and what to do.
         """
         settings = self._settings
-        unanswered = ""
         with _only_one(settings.run_dir):
-            ovsdb = OvsdbConnection(settings.ovsdb)
-            mirrors = OvsMirrorBackend(ovsdb, settings.node)
+            failures = clean_switch(settings.ovsdb, settings.node)
             try:
-                mirrors.observe()  # a plan for no mirrors at all would take silence for there being none
-                mirrors.apply(ordered(mirrors.plan(DataPlane())))
-                OvsGroupBackend(ovsdb, settings.node).sweep()
+                served = self._clean_kernel()
             except VtapError as reason:
-                unanswered = str(reason)
-            finally:
-                mirrors.close()
-                ovsdb.close()
-            root = settings.pins()
-            pipeline = Pipeline.open(root, settings.node)
-            may_have_mirrors = bool(pipeline.tap_ports()) or _has_switch(settings.ovsdb)
-            EdgePrograms(root).destroy()
-            pipeline.destroy()
-            if settings.bpffs is not None:
-                remove_pin_root(root)
-            give_back_neighbours()
+                raise TellUser(told((*failures, Failure(Backend.EBPF, str(reason))))) from reason
         if settings.kubernetes:
             _forget(settings)
-        if unanswered and may_have_mirrors:
-            raise TellUser(f"{unanswered} Our mirrors, if any, stay in its database; start it and run --cleanup again")
+        has_switch = _has_switch(settings.ovsdb)
+        if left := told(failure for failure in failures if has_switch or failure.backend in served):
+            raise TellUser(left)
+
+    def _clean_kernel(self) -> frozenset[Backend]:
+        settings = self._settings
+        root = settings.pins()
+        served = clean_kernel(root, settings.node)
+        if settings.bpffs is not None:
+            remove_pin_root(root)
+        return served
 
     def _health(self) -> Health:
         loop = self._loop

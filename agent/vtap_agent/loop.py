@@ -101,7 +101,7 @@ class CopyBackend(Protocol):
         ...
 
     def plan(self, wanted: DataPlane) -> Sequence[Step]:
-        """The steps from what is to `wanted`, of types of its own."""
+        """The steps from what is to `wanted`, which `apply` tells from the others'."""
         ...
 
     def apply(self, steps: Iterable[Step]) -> None:

@@ -17,18 +17,16 @@ from tests.contract.frames import Frame
 from vtap_agent.plan.dataplane import Direction
 from vtap_agent.plan.mirrors import (
     MAX_MIRRORS,
-    AddTapPort,
     ChangeMirror,
     CreateMirror,
     DeleteMirror,
-    DeleteTapPort,
     ObservedBridge,
     ObservedMirror,
     ObservedMirrors,
-    ObservedPort,
-    read_stamp,
 )
+from vtap_agent.plan.stamps import read_stamp
 from vtap_agent.plan.steps import Step
+from vtap_agent.plan.tap_ports import AddTapPort, DeleteTapPort, ObservedPort
 
 _RESERVED = "01:80:c2:00:00:0"
 

@@ -11,8 +11,10 @@ from tests.contract.sockets import PacketSocket, gather
 from vtap_agent.backends.ovs_mirror import OvsMirrorBackend
 from vtap_agent.drivers.ovsdb import OvsdbConnection
 from vtap_agent.plan.dataplane import Backend, Direction, Feed, Mirror
-from vtap_agent.plan.mirrors import AddTapPort, ObservedMirrors, Stamp, diff, refusals, tap_port_name
+from vtap_agent.plan.mirrors import ObservedMirrors, diff, refusals
+from vtap_agent.plan.stamps import Stamp
 from vtap_agent.plan.steps import Step
+from vtap_agent.plan.tap_ports import AddTapPort, tap_port_name
 from vtap_lab.lab import BRIDGE, Lab, Pod
 
 NODE = "node-a"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.dataplane.scenes import a_recreated_pod_is_tapped_again, each_datagram_is_stored_once_a_tap_point
 from tests.dataplane.site import Site, expect_each_once, expect_none, point
 from vtap_agent.lease import LEASE
 from vtap_lab.capture import fields
@@ -52,21 +53,8 @@ def backends_of(site: Site, tap: str) -> set[str]:
 @KINDS
 @pytest.mark.parametrize("family", [4, 6])
 def test_each_datagram_is_stored_once_a_tap_point(site: Site, family: int) -> None:
-    web, client, bystander = site.pod("web"), site.pod("client"), site.pod("bystander")
-    site.tap("web", **EBPF)
+    each_datagram_is_stored_once_a_tap_point(site, family, **EBPF)
     assert backends_of(site, "web") == {"EBPF"}
-    out = start_exchange(site.lab, web, client, family=family, count=300)
-    back = start_exchange(site.lab, client, web, family=family, count=300)
-    beside = start_exchange(site.lab, client, bystander, family=family, count=300)
-    sent, received, other = out.finish(), back.finish(), beside.finish()
-    summary = site.closes("web")
-    found = site.stored("web")
-    expect_each_once(found, sent, point(web, "egress"))
-    expect_each_once(found, received, point(web, "ingress"))
-    expect_none(found, sent, point(web, "ingress"))
-    expect_none(found, received, point(web, "egress"))
-    expect_none(found, other, point(web, "ingress"), point(web, "egress"))
-    assert summary["lost"] == 0 and summary["seen"] >= 600
 
 
 @KINDS
@@ -190,16 +178,4 @@ def test_an_agent_that_is_killed_leaves_no_gap_and_cleanup_leaves_no_trace(site:
 
 @pytest.mark.parametrize("shared_lab", [LabOptions(datapath=PLAIN_BRIDGE)], indirect=True)
 def test_a_recreated_pod_is_tapped_again_and_a_node_without_a_switch_is_ready(site: Site) -> None:
-    web, client = site.pod("web"), site.pod("client")
-    site.tap("web", **EBPF)
-    first = start_exchange(site.lab, web, client, count=50).finish()
-    site.lab.delete_pod(web)
-    again = site.pod("web")
-    wait_for(
-        lambda: site.condition("web", "Delivering") == "True" and site.says("web", again.host_name), 20, "the new pod is tapped"
-    )
-    second = start_exchange(site.lab, again, client, count=50).finish()
-    site.closes("web")
-    found = site.stored("web")
-    expect_each_once(found, first, point(web, "egress"))
-    expect_each_once(found, second, point(again, "egress"))
+    a_recreated_pod_is_tapped_again(site, **EBPF)

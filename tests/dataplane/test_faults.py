@@ -220,7 +220,7 @@ def test_stopping_the_agent_leaves_nothing(site: Site) -> None:
 
 
 def test_cleaning_up_tells_what_it_could_not_reach(site: Site) -> None:
-    """Whoever uninstalls is told that mirrors stay where the database does not answer, and the next try takes them."""
+    """Whoever uninstalls is told what stays where the database does not answer, and the next try takes it."""
     site.pod("web")
     site.tap("web")
     site.agent.kill()
@@ -228,8 +228,23 @@ def test_cleaning_up_tells_what_it_could_not_reach(site: Site) -> None:
     first = _clean_up(site)
     assert first.returncode == 1
     assert "no Open vSwitch database answers" in first.stderr and "run --cleanup again" in first.stderr
-    assert "Traceback" not in first.stderr
+    assert "OVSMirror's mirrors" in first.stderr and "OVSGroup's flows" in first.stderr, first.stderr
+    assert "eBPF" not in first.stderr and "Traceback" not in first.stderr
     site.lab.switch.start_ovsdb()
+    second = _clean_up(site)
+    assert (second.returncode, _of_ours(site)) == (0, []), second.stderr
+
+
+def test_cleaning_up_tells_of_flows_only_where_only_flows_stay(site: Site) -> None:
+    site.pod("web")
+    site.tap("web", backend="OVSGroup")
+    site.agent.kill()
+    site.lab.switch.kill_vswitchd()
+    first = _clean_up(site)
+    assert first.returncode == 1
+    assert f"OVSGroup's flows, groups and tap ports may stay: bridge {BRIDGE} cannot be reached" in first.stderr
+    assert "OVSMirror" not in first.stderr and "eBPF" not in first.stderr and "Traceback" not in first.stderr
+    site.lab.switch.start_vswitchd()
     second = _clean_up(site)
     assert (second.returncode, _of_ours(site)) == (0, []), second.stderr
 

@@ -19,7 +19,7 @@ from tests.dataplane.site import Site, expect_each_once, expect_none, point
 from tests.dataplane.test_ovs_mirror import Flow, assert_no_worse, wait_for
 from vtap_agent.backends.ovs_group import OvsGroupBackend
 from vtap_agent.plan.dataplane import Action, Backend, DataPlane, Direction, Feed, Group, GroupMember, TapProgram
-from vtap_agent.plan.mirrors import tap_port_name
+from vtap_agent.plan.tap_ports import tap_port_name
 from vtap_lab.exchange import start_exchange
 from vtap_lab.lab import BRIDGE, Lab, LabOptions
 

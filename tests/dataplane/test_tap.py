@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.dataplane.scenes import a_recreated_pod_is_tapped_again, each_datagram_is_stored_once_a_tap_point
 from tests.dataplane.site import Site, expect_each_once, expect_none, point
 from vtap_lab.capture import fields
 from vtap_lab.errors import PATIENCE, wait_for
@@ -33,19 +34,7 @@ BOTH_KINDS = pytest.mark.parametrize(
 @BOTH_KINDS
 @pytest.mark.parametrize("family", [4, 6])
 def test_each_datagram_is_stored_once_a_tap_point(site: Site, family: int) -> None:
-    web, client, bystander = site.pod("web"), site.pod("client"), site.pod("bystander")
-    site.tap("web")
-    out = start_exchange(site.lab, web, client, family=family, count=300)
-    back = start_exchange(site.lab, client, web, family=family, count=300)
-    beside = start_exchange(site.lab, client, bystander, family=family, count=300)
-    sent, received, other = out.finish(), back.finish(), beside.finish()
-    summary = site.closes("web")
-    found = site.stored("web")
-    expect_each_once(found, sent, point(web, "egress"))
-    expect_each_once(found, received, point(web, "ingress"))
-    expect_none(found, sent, point(web, "ingress"))
-    expect_none(found, other, point(web, "ingress"), point(web, "egress"))
-    assert summary["lost"] == 0 and summary["seen"] >= 600
+    each_datagram_is_stored_once_a_tap_point(site, family)
 
 
 def test_a_pair_of_tapped_pods_shows_a_packet_at_both_ends(site: Site) -> None:
@@ -147,19 +136,7 @@ def test_a_file_that_turns_bad_leaves_the_tap_as_it_was(site: Site) -> None:
 
 
 def test_a_recreated_pod_is_tapped_again(site: Site) -> None:
-    web, client = site.pod("web"), site.pod("client")
-    site.tap("web")
-    first = start_exchange(site.lab, web, client, count=50).finish()
-    site.lab.delete_pod(web)
-    again = site.pod("web")
-    wait_for(
-        lambda: site.condition("web", "Delivering") == "True" and site.says("web", again.host_name), 10, "the new pod is tapped"
-    )
-    second = start_exchange(site.lab, again, client, count=50).finish()
-    site.closes("web")
-    found = site.stored("web")
-    expect_each_once(found, first, point(web, "egress"))
-    expect_each_once(found, second, point(again, "egress"))
+    a_recreated_pod_is_tapped_again(site)
 
 
 def test_a_tap_removed_and_written_again_at_once_goes_on(site: Site) -> None:

@@ -10,36 +10,19 @@ from collections.abc import Iterable
 from typing import Any
 
 from ovsdbapp.api import Command
-from ovsdbapp.backend.ovs_idl.command import BaseCommand
 
-from vtap_agent.backends.tap_ports import interface_type
-from vtap_agent.errors import Retry
+from vtap_agent.backends.tap_port_commands import AddTapPortCommand, DeleteTapPortCommand, StepCommand
 from vtap_agent.plan.dataplane import Direction
-from vtap_agent.plan.mirrors import AddTapPort, ChangeMirror, CreateMirror, DeleteMirror, DeleteTapPort, MirrorStep
-
-PORT_OTHER_CONFIG = {"stp-enable": "false", "rstp-enable": "false"}
-"""No bridge protocol data units into the copies."""
+from vtap_agent.plan.mirrors import ChangeMirror, CreateMirror, DeleteMirror
+from vtap_agent.plan.tap_ports import AddTapPort, BridgeStep, DeleteTapPort
 
 
-def command(api: Any, step: MirrorStep) -> Command:
+def command(api: Any, step: BridgeStep) -> Command:
     """The command that performs a step."""
     return _COMMANDS[type(step)](api, step)
 
 
-class _StepCommand(BaseCommand):
-    def __init__(self, api: Any, step: Any) -> None:
-        super().__init__(api)
-        self.step = step
-
-    def table(self, name: str) -> Any:
-        return self.api.tables[name].rows
-
-    def bridge(self) -> Any:
-        for row in self.table("Bridge").values():
-            if row.name == self.step.bridge:
-                return row
-        raise Retry(f"bridge {self.step.bridge} has gone")
-
+class _MirrorCommand(StepCommand):
     def port_named(self, name: str) -> Any | None:
         """Also one that an earlier command of the same transaction made."""
         ports = [row for row in self.table("Port").values() if row.name == name]
@@ -51,31 +34,7 @@ class _StepCommand(BaseCommand):
         return [rows[key] for key in map(uuid.UUID, sorted(uuids)) if key in rows]
 
 
-class AddTapPortCommand(_StepCommand):
-    """Make the Port and Interface rows of an existing device, or restore those that are there."""
-
-    step: AddTapPort
-
-    def run_idl(self, txn: Any) -> None:
-        bridge = self.bridge()
-        port = next((row for row in bridge.ports if row.name == self.step.name), None)
-        if port is None:
-            interface = txn.insert(self.api.tables["Interface"])
-            interface.name = self.step.name
-            port = txn.insert(self.api.tables["Port"])
-            port.name = self.step.name
-            port.interfaces = [interface]
-            bridge.addvalue("ports", port)
-        port.tag, port.trunks, port.vlan_mode = [], [], []
-        port.other_config = PORT_OTHER_CONFIG
-        port.external_ids = self.step.stamp.external_ids()
-        for interface in port.interfaces:
-            interface.type = interface_type(self.step.name)
-            interface.mtu_request = [self.step.mtu] if self.step.mtu else []
-            interface.external_ids = self.step.stamp.external_ids()
-
-
-class CreateMirrorCommand(_StepCommand):
+class CreateMirrorCommand(_MirrorCommand):
     """Insert a Mirror whose output is the tap port of the same name."""
 
     step: CreateMirror
@@ -86,7 +45,7 @@ class CreateMirrorCommand(_StepCommand):
         self.bridge().addvalue("mirrors", row)
 
 
-class ChangeMirrorCommand(_StepCommand):
+class ChangeMirrorCommand(_MirrorCommand):
     """Grow and shrink the selection; restore the other columns where asked.
 
     Open vSwitch 3.1 keeps copying what a mirror selects no longer. A change of the tap port's `protected`, which means nothing
@@ -119,7 +78,7 @@ class ChangeMirrorCommand(_StepCommand):
         row.external_ids = self.step.stamp.external_ids()
 
 
-class DeleteMirrorCommand(_StepCommand):
+class DeleteMirrorCommand(_MirrorCommand):
     """Take the Mirror out of its bridge; the database collects the row."""
 
     step: DeleteMirror
@@ -128,17 +87,6 @@ class DeleteMirrorCommand(_StepCommand):
         row = self.table("Mirror").get(uuid.UUID(self.step.uuid))
         if row is not None:
             self.bridge().delvalue("mirrors", row)
-
-
-class DeleteTapPortCommand(_StepCommand):
-    """Take the Port out of its bridge; the database collects it and its Interface."""
-
-    step: DeleteTapPort
-
-    def run_idl(self, txn: Any) -> None:
-        row = self.table("Port").get(uuid.UUID(self.step.uuid))
-        if row is not None:
-            self.bridge().delvalue("ports", row)
 
 
 def _selection(step: CreateMirror | ChangeMirror) -> str:
@@ -158,7 +106,7 @@ def _fill(row: Any, step: CreateMirror | ChangeMirror, output: Any | None, ports
     row.external_ids = step.stamp.external_ids()
 
 
-_COMMANDS: dict[type[MirrorStep], type[_StepCommand]] = {
+_COMMANDS: dict[type[BridgeStep], type[StepCommand]] = {
     AddTapPort: AddTapPortCommand,
     CreateMirror: CreateMirrorCommand,
     ChangeMirror: ChangeMirrorCommand,

@@ -9,25 +9,19 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vtap_agent.backends.mirror_commands import PORT_OTHER_CONFIG
-from vtap_agent.backends.ovs_group_commands import command
-from vtap_agent.backends.tap_ports import checked
+from vtap_agent.backends import tap_ports
+from vtap_agent.backends.tap_port_commands import command
 from vtap_agent.drivers.ofctl import Ofctl
 from vtap_agent.drivers.ovsdb import OvsdbConnection, Tables, first
 from vtap_agent.errors import Retry, TellUser, VtapError, Wait
 from vtap_agent.plan.dataplane import Backend, DataPlane, Direction, Feed, Group
 from vtap_agent.plan.foreign_flows import outputs_to, told
 from vtap_agent.plan.groups import (
-    TRUNKS,
-    AddCopyPort,
-    DropCopyPort,
     GroupBridge,
-    GroupStep,
     Present,
     SetFlows,
     bundle,
     desired,
-    feed_name,
     groups_on,
     layout_for,
     our_groups,
@@ -38,9 +32,10 @@ from vtap_agent.plan.groups import (
 )
 from vtap_agent.plan.groups_flows import BridgeFlows, Layout, SwitchPort, our_cookies
 from vtap_agent.plan.groups_foreign import ForeignFlows, cookie_of, group_of, packets_of, read_foreign
-from vtap_agent.plan.mirrors import ObservedPort, Stamp, read_stamp
 from vtap_agent.plan.shortfalls import Shortfall
+from vtap_agent.plan.stamps import Stamp
 from vtap_agent.plan.steps import Step
+from vtap_agent.plan.tap_ports import AddTapPort, BridgeStep, DeleteTapPort, tap_port_name
 
 LOOK_EVERY = 30.0
 """Seconds between looks at other people's flows of a bridge that ours are on."""
@@ -169,7 +164,7 @@ class OvsGroupBackend:
     def _with_devices(self, bridge: GroupBridge) -> GroupBridge:
         if not bridge.tap_ports:
             return bridge
-        return replace(bridge, tap_ports=tuple(checked(port) for port in bridge.tap_ports))
+        return replace(bridge, tap_ports=tuple(tap_ports.checked(port) for port in bridge.tap_ports))
 
     def refusals(self, wanted: DataPlane) -> dict[Feed, str]:
         """The feeds that cannot be had, and what a person has to change."""
@@ -184,9 +179,9 @@ class OvsGroupBackend:
                 found.update(refusals(bridges[name], groups, known.foreign, known.layout, self._stamp.node))
         return found
 
-    def plan(self, wanted: DataPlane) -> tuple[GroupStep, ...]:
+    def plan(self, wanted: DataPlane) -> tuple[BridgeStep, ...]:
         """The steps from what is to `wanted`. Raises Wait where the database or vswitchd is down, unless nothing is wanted."""
-        steps: list[GroupStep] = []
+        steps: list[BridgeStep] = []
         bridges = self._observe_for(wanted)
         self._forget_others(wanted)
         for name, bridge in sorted(bridges.items()):
@@ -210,12 +205,12 @@ class OvsGroupBackend:
 
     def apply(self, steps: Iterable[Step]) -> None:
         """Apply the steps of ours among `steps`: new ports, then flows bridge by bridge, then ports that go."""
-        ours = [step for step in steps if isinstance(step, GroupStep)]
-        self._transact([step for step in ours if isinstance(step, AddCopyPort)])
+        ours = [step for step in steps if isinstance(step, BridgeStep) and step.backend is self.backend]
+        self._transact([step for step in ours if isinstance(step, AddTapPort)])
         for step in ours:
             if isinstance(step, SetFlows):
                 self._set_flows(step)
-        self._transact([step for step in ours if isinstance(step, DropCopyPort)])
+        self._transact([step for step in ours if isinstance(step, DeleteTapPort)])
 
     def sweep(self) -> None:
         """Remove all of ours, of this run or an earlier one. Raises Wait, Retry, TellUser where something may stay."""
@@ -325,7 +320,7 @@ class OvsGroupBackend:
                 raise
             return {}
 
-    def _transact(self, steps: list[Any]) -> None:
+    def _transact(self, steps: list[AddTapPort] | list[DeleteTapPort]) -> None:
         if steps:
             self._connection.transact(lambda api: [command(api, step) for step in steps])
 
@@ -336,7 +331,7 @@ class OvsGroupBackend:
         for name in sorted({feed.place for feed in wanted.groups} & bridges.keys()):
             groups = groups_on(name, wanted.groups)
             for direction, number in tap_numbers(bridges[name], groups, self._stamp.node).items():
-                port = feed_name(self._stamp.node, groups[direction].feed)
+                port = tap_port_name(self._stamp.node, groups[direction].feed)
                 if self._unflooded.get(port) == (pid, number):
                     continue
                 try:
@@ -350,7 +345,7 @@ class OvsGroupBackend:
         if number is None:
             return ""
         flows, _ = self._foreign(bridge.name)
-        return told(outputs_to("\n".join(flows), number), bridge.name, feed_name(self._stamp.node, feed), number)
+        return told(outputs_to("\n".join(flows), number), bridge.name, tap_port_name(self._stamp.node, feed), number)
 
 
 def _observed(tables: Tables) -> Mapping[str, GroupBridge]:
@@ -358,25 +353,12 @@ def _observed(tables: Tables) -> Mapping[str, GroupBridge]:
 
 
 def _bridge(row: Any) -> GroupBridge:
-    stamped = [(port, read_stamp(port.external_ids)) for port in row.ports]
     return GroupBridge(
         name=row.name,
         ports=tuple(sorted((_port(port) for port in row.ports), key=lambda port: port.uuid)),
-        names={str(port.uuid): port.name for port in row.ports},
-        mtus={str(port.uuid): mtu for port in row.ports if (mtu := _largest(port, "mtu"))},
-        tap_ports=tuple(
-            ObservedPort(
-                str(port.uuid),
-                port.name,
-                stamp,
-                _as_made(port),
-                _largest(port, "mtu_request"),
-                _largest(port, "ofport"),
-                next((interface.type for interface in port.interfaces), ""),
-            )
-            for port, stamp in stamped
-            if stamp is not None and stamp.backend is Backend.OVS_GROUP
-        ),
+        names=tap_ports.names(row),
+        mtus=tap_ports.mtus(row),
+        tap_ports=tuple(port for port in tap_ports.stamped(row) if port.stamp.backend is Backend.OVS_GROUP),
         controllers=tuple(sorted(controller.target for controller in row.controller)),
         fail_mode=first(row.fail_mode, ""),
         snoops_multicast=bool(row.mcast_snooping_enable),
@@ -401,13 +383,3 @@ def _plugin(port: Any) -> str:
         if "ovn-installed" in interface.external_ids or {"iface-id", "sandbox"} <= interface.external_ids.keys():
             return "OVN"
     return ""
-
-
-def _as_made(port: Any) -> bool:
-    """Whether nobody has changed how copies leave the tap port."""
-    plain = not port.tag and list(port.trunks) == [TRUNKS] and not port.vlan_mode
-    return plain and PORT_OTHER_CONFIG.items() <= dict(port.other_config).items()
-
-
-def _largest(port: Any, column: str) -> int:
-    return max((first(getattr(interface, column), 0) for interface in port.interfaces), default=0)

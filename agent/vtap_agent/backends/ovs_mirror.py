@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from vtap_agent.backends import tap_ports
 from vtap_agent.backends.flow_purge import FlowPurger
-from vtap_agent.backends.mirror_commands import PORT_OTHER_CONFIG, command
-from vtap_agent.backends.tap_ports import checked, row_type
+from vtap_agent.backends.mirror_commands import command
 from vtap_agent.drivers.ovsdb import OvsdbConnection, Tables, first
 from vtap_agent.drivers.unixctl import DatapathCounters
 from vtap_agent.errors import VtapError, Wait
@@ -28,21 +28,17 @@ from vtap_agent.plan.mirrors import (
     ChangeMirror,
     CreateMirror,
     DeleteMirror,
-    MirrorStep,
     ObservedBridge,
     ObservedMirror,
     ObservedMirrors,
-    ObservedPort,
-    Stamp,
     diff,
-    is_ours,
-    read_stamp,
     refusals,
-    tap_port_name,
     unlike,
 )
 from vtap_agent.plan.shortfalls import Shortfall
+from vtap_agent.plan.stamps import Stamp, is_ours, read_stamp
 from vtap_agent.plan.steps import Step
+from vtap_agent.plan.tap_ports import BridgeStep, ObservedPort, tap_port_name
 
 SAMPLE_INTERVAL = 1.0
 """Seconds that two samples are apart at least, so that there is something to compare."""
@@ -94,7 +90,7 @@ class OvsMirrorBackend:
         self._observed = self._connection.read_if_changed(_observed, self._observed)
         return self._observed[1]
 
-    def plan(self, wanted: DataPlane) -> tuple[MirrorStep, ...]:
+    def plan(self, wanted: DataPlane) -> tuple[BridgeStep, ...]:
         """The steps from what is to `wanted`. Raises Wait where the database is down, unless no mirror is wanted."""
         return diff(self._observe_for(wanted), wanted.mirrors, self._stamp)
 
@@ -103,8 +99,8 @@ class OvsMirrorBackend:
         return refusals(self._observe_for(wanted), wanted.mirrors, self._stamp.node)
 
     def apply(self, steps: Iterable[Step]) -> None:
-        """Apply the mirror steps among `steps` in one transaction. Raises Retry or Wait; then nothing or all was done."""
-        ours = [step for step in steps if isinstance(step, MirrorStep)]
+        """Apply the steps of ours among `steps` in one transaction. Raises Retry or Wait; then nothing or all was done."""
+        ours = [step for step in steps if isinstance(step, BridgeStep) and step.backend is self.backend]
         if not ours:
             return
         self._owes_purge |= any(isinstance(step, CreateMirror | ChangeMirror | DeleteMirror) for step in ours)
@@ -196,7 +192,7 @@ class OvsMirrorBackend:
 
     def _with_devices(self, bridge: ObservedBridge) -> ObservedBridge:
         ours = (port for port in bridge.tap_ports if is_ours(port.stamp, self._stamp.node))
-        taps = {port.uuid: checked(port) for port in ours}
+        taps = {port.uuid: tap_ports.checked(port) for port in ours}
         return replace(bridge, tap_ports=tuple(taps.get(port.uuid, port) for port in bridge.tap_ports)) if taps else bridge
 
     def _take_sample(self, now: float) -> MirrorSample:
@@ -289,36 +285,13 @@ def _observed(tables: Tables) -> ObservedMirrors:
 
 
 def _bridge(row: Any) -> ObservedBridge:
-    stamped = [(port, read_stamp(port.external_ids)) for port in row.ports]
     return ObservedBridge(
         name=row.name,
-        ports={str(port.uuid): port.name for port in row.ports},
-        mtus={str(port.uuid): mtu for port in row.ports if (mtu := _largest(port, "mtu"))},
-        tap_ports=tuple(
-            ObservedPort(
-                str(port.uuid),
-                port.name,
-                stamp,
-                _as_made(port),
-                _largest(port, "mtu_request"),
-                _largest(port, "ofport"),
-                row_type(port),
-            )
-            for port, stamp in stamped
-            if stamp is not None
-        ),
+        ports=tap_ports.names(row),
+        mtus=tap_ports.mtus(row),
+        tap_ports=tap_ports.stamped(row),
         mirrors=tuple(_mirror(mirror) for mirror in row.mirrors),
     )
-
-
-def _as_made(port: Any) -> bool:
-    """Whether nobody has changed how copies leave the tap port: untouched tags, no BPDUs between them."""
-    plain = not port.tag and not port.trunks and not port.vlan_mode
-    return plain and PORT_OTHER_CONFIG.items() <= dict(port.other_config).items()
-
-
-def _largest(port: Any, column: str) -> int:
-    return max((first(getattr(interface, column), 0) for interface in port.interfaces), default=0)
 
 
 def _mirror(row: Any) -> ObservedMirror:

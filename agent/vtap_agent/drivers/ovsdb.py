@@ -20,7 +20,7 @@ from ovsdbapp.schema.open_vswitch import impl_idl
 from vtap_agent.drivers.unixctl import Vswitchd, is_listening
 from vtap_agent.errors import Retry, VtapError, Wait
 from vtap_agent.plan.inventory_model import Bridge, BridgePort, Switch
-from vtap_agent.plan.mirrors import read_stamp
+from vtap_agent.plan.stamps import read_stamp
 
 T = TypeVar("T")
 Tables = Mapping[str, Any]

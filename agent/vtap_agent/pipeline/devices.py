@@ -11,7 +11,7 @@ from vtap_agent.drivers import libbpf, links
 from vtap_agent.drivers.links import STAMP, LinkState
 from vtap_agent.pipeline.steps import TapPortDevices
 from vtap_agent.plan.dataplane import Backend, Direction, Feed
-from vtap_agent.plan.mirrors import tap_port_name
+from vtap_agent.plan.tap_ports import tap_port_name
 
 log = logging.getLogger(__name__)
 

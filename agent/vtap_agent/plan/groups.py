@@ -12,11 +12,8 @@ from dataclasses import dataclass, field
 from vtap_agent.plan.dataplane import Backend, DataPlane, Direction, Feed, Group
 from vtap_agent.plan.groups_flows import BridgeFlows, Flow, Layout, SwitchPort, Tables, Wanted, build, our_group
 from vtap_agent.plan.groups_foreign import ForeignFlows
-from vtap_agent.plan.mirrors import ObservedPort, Stamp, is_ours, tap_port_name
-from vtap_agent.plan.steps import Phase
-
-TRUNKS = 4095
-"""The one VLAN that a tap port carries: no frame is in it, so that NORMAL sends nothing there and takes nothing from there."""
+from vtap_agent.plan.stamps import Stamp, is_ours
+from vtap_agent.plan.tap_ports import AddTapPort, BridgeStep, DeleteTapPort, ObservedPort, tap_port_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,35 +43,15 @@ class Present:
 
 
 @dataclass(frozen=True, slots=True)
-class GroupStep:
-    """A change of one bridge."""
-
-    bridge: str
-
-    @property
-    def phase(self) -> Phase:
-        """When copies begin and end."""
-        return Phase.MIRROR
-
-
-@dataclass(frozen=True, slots=True)
-class AddCopyPort(GroupStep):
-    """Add an existing device to the bridge, or put a changed row of ours right. `mtu` 0 asks for none."""
-
-    name: str
-    stamp: Stamp
-    mtu: int
-
-    def __str__(self) -> str:
-        return f"make {self.name} a tap port of bridge {self.bridge}"
-
-
-@dataclass(frozen=True, slots=True)
-class SetFlows(GroupStep):
+class SetFlows(BridgeStep):
     """Make flows and groups what `groups` and `wanted` ask for, all at once."""
 
     groups: Mapping[Direction, Group]
     wanted: DataPlane
+
+    @property
+    def backend(self) -> Backend:
+        return Backend.OVS_GROUP
 
     def __str__(self) -> str:
         if not self.groups:
@@ -83,39 +60,25 @@ class SetFlows(GroupStep):
         return f"copy {count} ports of bridge {self.bridge} by flows"
 
 
-@dataclass(frozen=True, slots=True)
-class DropCopyPort(GroupStep):
-    """Take a tap port of ours out of the bridge. Its device is the pipeline's to delete."""
-
-    uuid: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"take tap port {self.name} out of bridge {self.bridge}"
-
-
 def groups_on(bridge: str, wanted: Mapping[Feed, Group]) -> dict[Direction, Group]:
     """The groups wanted on a bridge."""
     return {feed.direction: group for feed, group in wanted.items() if feed.place == bridge}
 
 
-def port_changes(bridge: GroupBridge, groups: Mapping[Direction, Group], stamp: Stamp) -> tuple[AddCopyPort | DropCopyPort, ...]:
+def port_changes(bridge: GroupBridge, groups: Mapping[Direction, Group], stamp: Stamp) -> tuple[AddTapPort | DeleteTapPort, ...]:
     """The changes of tap ports: what is to add or to restore, and what is to go."""
-    names = {feed_name(stamp.node, group.feed): group for group in groups.values()}
+    names = {tap_port_name(stamp.node, group.feed): group for group in groups.values()}
     ours = {port.name: port for port in bridge.tap_ports if is_ours(port.stamp, stamp.node, Backend.OVS_GROUP)}
-    changes: list[AddCopyPort | DropCopyPort] = []
+    changes: list[AddTapPort | DeleteTapPort] = []
     for name, group in sorted(names.items()):
         mtu = max((bridge.mtus.get(member.port_uuid, 0) for member in group.members), default=0)
         port = ours.get(name)
         if port is None or not port.as_made or port.mtu != mtu:
-            changes.append(AddCopyPort(bridge.name, name, stamp, mtu))
-    changes.extend(DropCopyPort(bridge.name, port.uuid, name) for name, port in sorted(ours.items()) if name not in names)
+            changes.append(AddTapPort(bridge.name, name, stamp, mtu))
+    changes.extend(
+        DeleteTapPort(bridge.name, name, port.stamp, port.uuid) for name, port in sorted(ours.items()) if name not in names
+    )
     return tuple(changes)
-
-
-def feed_name(node: str, feed: Feed) -> str:
-    """Of its tap port."""
-    return tap_port_name(node, feed)
 
 
 def tap_numbers(bridge: GroupBridge, groups: Mapping[Direction, Group], node: str) -> dict[Direction, int]:
@@ -123,7 +86,7 @@ def tap_numbers(bridge: GroupBridge, groups: Mapping[Direction, Group], node: st
     numbers = {
         port.name: port.ofport for port in bridge.tap_ports if port.ofport > 0 and is_ours(port.stamp, node, Backend.OVS_GROUP)
     }
-    named = {direction: feed_name(node, group.feed) for direction, group in groups.items()}
+    named = {direction: tap_port_name(node, group.feed) for direction, group in groups.items()}
     return {direction: numbers[name] for direction, name in named.items() if name in numbers}
 
 
@@ -187,7 +150,7 @@ def refusals(
     whole = _bridge_refusal(bridge, foreign, layout)
     sentences: dict[Feed, str] = {}
     for direction, group in sorted(groups.items()):
-        name = feed_name(node, group.feed)
+        name = tap_port_name(node, group.feed)
         stamped = {port.uuid for port in bridge.tap_ports if is_ours(port.stamp, node, Backend.OVS_GROUP)}
         taken = any(other == name and uuid not in stamped for uuid, other in bridge.names.items())
         if whole:

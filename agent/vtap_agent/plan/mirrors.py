@@ -8,65 +8,17 @@ stamp are ever changed or deleted.
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from vtap_agent.plan.dataplane import Backend, Direction, Feed, Mirror
 from vtap_agent.plan.shortfalls import Shortfall
-from vtap_agent.plan.steps import Phase
+from vtap_agent.plan.stamps import Stamp, is_ours
+from vtap_agent.plan.tap_ports import AddTapPort, BridgeStep, DeleteTapPort, ObservedPort, tap_port_name
 
 MAX_MIRRORS = 32
 """That Open vSwitch holds on one bridge."""
-OWNER = "vtap.dev"
-_OWNER_ID, _NODE_ID, _GENERATION_ID, _BACKEND_ID = "vtap-owner", "vtap-node", "vtap-generation", "vtap-backend"
-
-
-@dataclass(frozen=True, slots=True)
-class Stamp:
-    """Whose row it is. `generation` tells which run of the agent last wrote it; it is never compared.
-
-    Each backend sweeps its own rows only. A row of OVSMirror does not name it, as rows of the first version did not.
-    """
-
-    node: str
-    generation: int
-    backend: Backend = Backend.OVS_MIRROR
-
-    def external_ids(self) -> dict[str, str]:
-        """As a Mirror's or Port's `external_ids` carry it."""
-        named = {} if self.backend is Backend.OVS_MIRROR else {_BACKEND_ID: str(self.backend)}
-        return {_OWNER_ID: OWNER, _NODE_ID: self.node, _GENERATION_ID: str(self.generation), **named}
-
-
-def read_stamp(external_ids: Mapping[str, str]) -> Stamp | None:
-    """The stamp in a row's `external_ids`; None where the row is not ours."""
-    if external_ids.get(_OWNER_ID) != OWNER:
-        return None
-    generation, backend = external_ids.get(_GENERATION_ID, ""), external_ids.get(_BACKEND_ID, "")
-    return Stamp(
-        node=external_ids.get(_NODE_ID, ""),
-        generation=int(generation) if generation.isascii() and generation.isdigit() else 0,
-        backend=Backend(backend) if backend in tuple(Backend) else Backend.OVS_MIRROR,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class ObservedPort:
-    """A Port row with a stamp. `as_made` is False where a column that decides how copies leave has been changed since.
-
-    `mtu` is what its Interface's `mtu_request` asks for, 0 for nothing. `ofport` is its OpenFlow number, 0 while it has none.
-    """
-
-    uuid: str
-    name: str
-    stamp: Stamp
-    as_made: bool
-    mtu: int
-    ofport: int = 0
-    type: str = ""
-    """Of its Interface: "tap" for a tap device, empty for any other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,27 +63,12 @@ class ObservedMirrors:
 
 
 @dataclass(frozen=True, slots=True)
-class MirrorStep:
-    """One row's change. All of a pass's run in one OVSDB transaction."""
-
-    bridge: str
+class MirrorStep(BridgeStep):
+    """A change of one Mirror row. All of a pass's run in one OVSDB transaction, with those of tap ports."""
 
     @property
-    def phase(self) -> Phase:
-        """The transaction's place among the other steps of a pass."""
-        return Phase.MIRROR
-
-
-@dataclass(frozen=True, slots=True)
-class AddTapPort(MirrorStep):
-    """Add an existing device to the bridge, or put a changed row of ours right. `mtu` 0 asks for none."""
-
-    name: str
-    stamp: Stamp
-    mtu: int
-
-    def __str__(self) -> str:
-        return f"make {self.name} a tap port of bridge {self.bridge}"
+    def backend(self) -> Backend:
+        return Backend.OVS_MIRROR
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,25 +116,7 @@ class DeleteMirror(MirrorStep):
         return f"delete mirror {self.name} of bridge {self.bridge}"
 
 
-@dataclass(frozen=True, slots=True)
-class DeleteTapPort(MirrorStep):
-    """Take a tap port of ours out of the bridge. Its device is the pipeline's to delete."""
-
-    uuid: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"take tap port {self.name} out of bridge {self.bridge}"
-
-
-def tap_port_name(node: str, key: Feed) -> str:
-    """The name of the tap port's device, its Port and its Mirror: 15 characters, all that a Linux device may have."""
-    named = (node, key.place, key.direction, *(() if key.backend is Backend.OVS_MIRROR else (key.backend,)))
-    digest = hashlib.sha256("\0".join(named).encode()).hexdigest()
-    return f"vtap-{key.direction[0].lower()}-{digest[:8]}"
-
-
-def diff(observed: ObservedMirrors, desired: Mapping[Feed, Mirror], stamp: Stamp) -> tuple[MirrorStep, ...]:
+def diff(observed: ObservedMirrors, desired: Mapping[Feed, Mirror], stamp: Stamp) -> tuple[BridgeStep, ...]:
     """The changes that make `observed` like `desired`; empty when nothing is to do.
 
     Deletions come first, so that what takes a name or one of the 32 places has gone when it is needed. Keys in `refusals`, keys
@@ -205,7 +124,7 @@ def diff(observed: ObservedMirrors, desired: Mapping[Feed, Mirror], stamp: Stamp
     """
     refused = refusals(observed, desired, stamp.node)
     wanted = {key: mirror for key, mirror in desired.items() if key.place in observed.bridges and key not in refused}
-    steps: list[MirrorStep] = []
+    steps: list[BridgeStep] = []
     for bridge in observed.bridges.values():
         steps.extend(_sweep(bridge, wanted, stamp.node))
     for key, mirror in sorted(wanted.items()):
@@ -246,7 +165,7 @@ def unlike(observed: ObservedMirrors, desired: Mapping[Feed, Mirror], stamp: Sta
     )
 
 
-def _concerning(step: MirrorStep, by_name: Mapping[str, Feed]) -> Shortfall:
+def _concerning(step: BridgeStep, by_name: Mapping[str, Feed]) -> Shortfall:
     sentence = f"not done yet: {step}"
     if isinstance(step, AddTapPort):
         return Shortfall(sentence, frozenset({by_name[step.name]}))
@@ -257,12 +176,7 @@ def _concerning(step: MirrorStep, by_name: Mapping[str, Feed]) -> Shortfall:
     return Shortfall(sentence)
 
 
-def is_ours(stamp: Stamp | None, node: str, backend: Backend = Backend.OVS_MIRROR) -> bool:
-    """Whether this node's agent made the row for this backend."""
-    return stamp is not None and (stamp.node, stamp.backend) == (node, backend)
-
-
-def _sweep(bridge: ObservedBridge, wanted: Mapping[Feed, Mirror], node: str) -> Iterator[MirrorStep]:
+def _sweep(bridge: ObservedBridge, wanted: Mapping[Feed, Mirror], node: str) -> Iterator[BridgeStep]:
     names = {tap_port_name(node, key) for key in wanted if key.place == bridge.name}
     kept: set[str] = set()
     for mirror in sorted(bridge.mirrors, key=lambda row: row.uuid):
@@ -274,10 +188,10 @@ def _sweep(bridge: ObservedBridge, wanted: Mapping[Feed, Mirror], node: str) -> 
             yield DeleteMirror(bridge.name, mirror.uuid, mirror.name)
     for port in bridge.tap_ports:
         if is_ours(port.stamp, node) and port.name not in names:
-            yield DeleteTapPort(bridge.name, port.uuid, port.name)
+            yield DeleteTapPort(bridge.name, port.name, port.stamp, port.uuid)
 
 
-def _converge(bridge: ObservedBridge, mirror: Mirror, stamp: Stamp) -> Iterator[MirrorStep]:
+def _converge(bridge: ObservedBridge, mirror: Mirror, stamp: Stamp) -> Iterator[BridgeStep]:
     key, name = mirror.feed, tap_port_name(stamp.node, mirror.feed)
     taps = {tap.uuid for tap in bridge.tap_ports}
     ports = frozenset(uuid for uuid in mirror.ports if uuid in bridge.ports and uuid not in taps)

@@ -12,7 +12,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from tests.contract.fake_bridge import FakeMirror, FakeSwitch
 from tests.contract.frames import BROADCAST, frame
 from vtap_agent.plan.dataplane import Backend, Direction, Feed, Mirror
-from vtap_agent.plan.mirrors import MAX_MIRRORS, Stamp, diff, is_ours, read_stamp, refusals, tap_port_name
+from vtap_agent.plan.mirrors import MAX_MIRRORS, diff, refusals
+from vtap_agent.plan.stamps import Stamp, is_ours, read_stamp
+from vtap_agent.plan.tap_ports import tap_port_name
 
 NODE = "node-a"
 BRIDGES = ("br0", "br1")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from tests.contract.fake_bridge import FakeSwitch
 from vtap_agent.plan.dataplane import Backend, Direction, Feed, Mirror
-from vtap_agent.plan.mirrors import Stamp, diff, read_stamp, refusals, tap_port_name, unlike
+from vtap_agent.plan.mirrors import diff, refusals, unlike
+from vtap_agent.plan.stamps import Stamp, read_stamp
 from vtap_agent.plan.steps import Phase
+from vtap_agent.plan.tap_ports import tap_port_name
 
 KEY = Feed(Backend.OVS_MIRROR, "br0", Direction.EGRESS)
 STAMP = Stamp("node-a", 3)

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
-import shutil
-import subprocess
-from pathlib import Path
-
 import pytest
 
+from tests.unit.pipeline.c_layout import compiled, declared, in_python
 from vtap_agent.pipeline import layout
-from vtap_agent.pipeline.compiler import SOURCES
 from vtap_agent.plan import dataplane
 
 CONSTANTS = {
@@ -38,32 +33,13 @@ CONSTANTS = {
 
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
-    compiler = shutil.which("cc") or shutil.which("clang")
-    if compiler is None:
-        pytest.skip("no C compiler")
-    directory = tmp_path_factory.mktemp("layout")
-    lines = [f'printf("{name} %llu\\n", (unsigned long long){name});' for name in CONSTANTS]
-    for name, kind in layout.STRUCTURES.items():
-        lines.append(f'printf("{name} %zu\\n", sizeof(struct {name}));')
-        for field, *_ in kind._fields_:
-            lines.append(f'printf("{name}.{field} %zu\\n", offsetof(struct {name}, {field}));')
-    source = directory / "layout.c"
-    includes = ["<stddef.h>", "<stdio.h>", '"layout.h"']
-    head = "".join(f"#include {name}\n" for name in includes)
-    source.write_text(head + "int main(void) {\n" + "\n".join(lines) + "\n}\n")
-    program = directory / "layout"
-    subprocess.run([compiler, f"-I{SOURCES}", str(source), "-o", str(program)], check=True)
-    output = subprocess.run([str(program)], check=True, capture_output=True, text=True).stdout
-    return {name: int(value) for name, value in (line.split() for line in output.splitlines())}
+    return compiled("layout.h", layout.STRUCTURES, CONSTANTS, tmp_path_factory.mktemp("layout"))
 
 
 @pytest.mark.parametrize("name", layout.STRUCTURES)
 def test_structure(printed: dict[str, int], name: str) -> None:
-    kind = layout.STRUCTURES[name]
-    assert printed[name] == ctypes.sizeof(kind)
-    assert {field: printed[f"{name}.{field}"] for field, *_ in kind._fields_} == {
-        field: getattr(kind, field).offset for field, *_ in kind._fields_
-    }
+    expected = in_python(name, layout.STRUCTURES[name])
+    assert {part: printed[part] for part in expected} == expected
 
 
 def test_constants(printed: dict[str, int]) -> None:
@@ -71,6 +47,4 @@ def test_constants(printed: dict[str, int]) -> None:
 
 
 def test_every_structure_of_the_header_is_mirrored() -> None:
-    text = (Path(SOURCES) / "layout.h").read_text()
-    declared = {line.split()[1] for line in text.splitlines() if line.startswith("struct ")}
-    assert declared == set(layout.STRUCTURES)
+    assert declared("layout.h") == set(layout.STRUCTURES)

@@ -8,7 +8,7 @@ from vtap_agent.plan.dataplane import Backend, Direction, Feed, Group
 from vtap_agent.plan.groups import GroupBridge, layout_for, refusals
 from vtap_agent.plan.groups_flows import SwitchPort
 from vtap_agent.plan.groups_foreign import ForeignFlows, cookie_of, packets_of, read_foreign
-from vtap_agent.plan.mirrors import tap_port_name
+from vtap_agent.plan.tap_ports import tap_port_name
 
 NORMAL = "cookie=0x0, duration=31.7s, table=0, n_packets=7, n_bytes=666, priority=0 actions=NORMAL"
 INGRESS, EGRESS = Feed(Backend.OVS_GROUP, "br0", Direction.INGRESS), Feed(Backend.OVS_GROUP, "br0", Direction.EGRESS)

@@ -55,9 +55,7 @@ class Ofctl:
         path = self._run_dir / f"{bridge}.mgmt"
         argv = [PROGRAM, "-O", VERSION, f"--timeout={TIMEOUT}", "--no-names", command, f"unix:{path}", *arguments]
         try:
-            done = subprocess.run(
-                argv, input=text, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"}
-            )
+            done = subprocess.run(argv, input=text, capture_output=True, text=True, check=False, env=_environment())
         except FileNotFoundError as error:
             raise TellUser(
                 f"flows are written by {PROGRAM}, which is not installed beside the agent; install openvswitch-common, "

@@ -4,6 +4,7 @@
     CLUSTER=existing NETWORK=preinstalled python -m tests.e2e      the one that KUBECONFIG names, with networks as it has them
     CLUSTER=NAME python -m tests.e2e                               one of `python -m tests.e2e.cluster up NAME`
 
+Neighbouring cases that the list calls `together` run two at a time, each in a namespace of its own.
 A case that is listed and not there, or there and not listed, or skipped, is a failure. The last line is `N passed, M failed`.
 Arguments go to pytest (`-k quickstart`); the last line then says, too, how many of the listed cases they left out.
 """
@@ -12,9 +13,12 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -22,20 +26,29 @@ import pytest
 from tests.e2e.cluster.cache import the_cache
 from tests.e2e.cluster.lifecycle import build
 from tests.e2e.cluster.product import product_images
+from tests.e2e.cluster.use import RUN_FOLDER, cluster_in_use
 from vtap_lab.errors import LabError
 
 _HERE = Path(__file__).parent
 _LIST = _HERE / "cases.txt"
 _OF_OUR_NODES = "kind"
-"""The second word of a case that needs nodes of our own making: their plugin, their containers, a place beside them."""
+"""Said of a case that needs nodes of our own making: their plugin, their containers, a place beside them."""
+_TOGETHER = "together"
+"""Said of a case, and of all in its file, that others beside it do not disturb. It counts on a cluster made for the run."""
+_AT_A_TIME = 2
 
 
 @dataclass(frozen=True)
 class Case:
-    """One line of the list: a test below tests/e2e, and whether it runs on any cluster."""
+    """One line of the list: a test below tests/e2e, whether it runs on any cluster, and whether with others at the same time."""
 
     name: str
     anywhere: bool
+    together: bool = False
+
+    @property
+    def file(self) -> str:
+        return self.name.partition("::")[0]
 
 
 @dataclass(eq=False)
@@ -49,6 +62,11 @@ class Outcomes:
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Called by pytest."""
         self.collected |= {_short(item.nodeid) for item in session.items}
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, ids: Sequence[str]) -> None:
+        """Called by pytest-xdist with what each of its workers has found."""
+        self.collected |= set(map(_short, ids))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Called by pytest for set-up, call and tear-down of each."""
@@ -68,10 +86,11 @@ def main(arguments: Sequence[str]) -> int:
     if not _build():
         return 1
     outcomes = Outcomes()
-    files = sorted({case.name.partition("::")[0] for case in cases}, key=[case.name.partition("::")[0] for case in cases].index)
-    wanted = [str(_HERE / case.name) for case in cases] if not _on_our_nodes() else [str(_HERE / file) for file in files]
-    options = ["-q", "--tb=short", "-p", "no:cacheprovider", "-p", "no:randomly"]
-    pytest.main([*options, *arguments, *wanted], plugins=[outcomes])
+    try:
+        _run(cases, arguments, outcomes)
+    except LabError as error:
+        print(f"0 passed, 1 failed: {error}")
+        return 1
     chosen = [case for case in cases if case.name in outcomes.collected] if arguments else cases
     if not chosen:
         print("no case was chosen")
@@ -80,14 +99,48 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if failed else 0
 
 
+def _run(cases: list[Case], arguments: Sequence[str], outcomes: Outcomes) -> None:
+    """By one run of pytest on a cluster that was there before, else by one for each phase."""
+    if os.environ.get("VTAP_E2E_CLUSTER"):
+        _pytest(cases, arguments, outcomes)
+        return
+    with _one_cluster():
+        for together, phase in phases(cases):
+            several = [f"--numprocesses={_AT_A_TIME}", "--dist=load"] if together else []
+            _pytest(phase, [*several, *arguments], outcomes)
+
+
+def _pytest(cases: list[Case], arguments: Sequence[str], outcomes: Outcomes) -> None:
+    """Whole files where all of their cases can run, so that one shows which is not listed."""
+    names = (case.file if _on_our_nodes() else case.name for case in cases)
+    wanted = [str(_HERE / name) for name in dict.fromkeys(names)]
+    options = ["-q", "--tb=short", "-p", "no:cacheprovider", "-p", "no:randomly"]
+    pytest.main([*options, *arguments, *wanted], plugins=[outcomes])
+
+
 def listed(lines: Iterable[str], *, on_our_nodes: bool) -> Iterable[Case]:
     """The cases that are to run, in their order. Pure."""
     for line in lines:
         words = line.split("#")[0].split()
         if words:
-            case = Case(words[0], _OF_OUR_NODES not in words[1:])
+            case = Case(words[0], _OF_OUR_NODES not in words[1:], _TOGETHER in words[1:])
             if case.anywhere or on_our_nodes:
                 yield case
+
+
+def phases(cases: Iterable[Case]) -> Iterator[tuple[bool, list[Case]]]:
+    """Cases that may run at the same time, and those that may not, in the list's order. Pure."""
+    for together, neighbours in groupby(cases, key=lambda case: case.together):
+        yield together, list(neighbours)
+
+
+@contextmanager
+def _one_cluster() -> Iterator[None]:
+    """What several runs of pytest, and several processes of one, share: a new cluster and what is known of it."""
+    with cluster_in_use() as cluster, tempfile.TemporaryDirectory(prefix="vtap-e2e-") as folder:
+        os.environ["VTAP_E2E_CLUSTER"] = cluster.name
+        os.environ[RUN_FOLDER] = folder
+        yield
 
 
 def _print(cases: list[Case], outcomes: Outcomes, seconds: float, left_out: int) -> int:

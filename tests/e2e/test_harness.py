@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 import yaml
 
-from tests.e2e.__main__ import Outcomes
+from tests.e2e.__main__ import Outcomes, listed, phases
 from tests.e2e.cluster import versions
 from tests.e2e.cluster.cache import CHECKOUT, HERE, Cache, digest
 from tests.e2e.cluster.lifecycle import cluster_configuration
@@ -124,12 +124,24 @@ def test_pods_ask_for_the_second_network_only_when_they_want_it() -> None:
     assert "annotations" not in PodSpec("a", "shop", networks=()).manifest("image")["metadata"]
 
 
-def test_outcomes_are_kept_of_cases_below_folders_with_plugins_of_their_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize("several", [(), ("--numprocesses=2",)], ids=["one-process", "two"])
+def test_outcomes_are_kept_of_cases_below_folders_with_plugins_of_their_own(tmp_path: Path, several: tuple[str, ...]) -> None:
     """pytest puts its plugins into a set where some folder's conftest.py is not for all of them."""
     for folder in ("first", "second"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "conftest.py").write_text("def pytest_runtest_logreport(report):\n    assert report\n")
         (tmp_path / folder / f"test_{folder}.py").write_text("def test_it():\n    assert True\n")
     outcomes = Outcomes()
-    pytest.main(["-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), str(tmp_path)], plugins=[outcomes])
-    assert outcomes.verdicts == {f"{folder}/test_{folder}.py::test_it": "passed" for folder in ("first", "second")}
+    pytest.main(["-q", "-p", "no:cacheprovider", *several, "--rootdir", str(tmp_path), str(tmp_path)], plugins=[outcomes])
+    names = {f"{folder}/test_{folder}.py::test_it" for folder in ("first", "second")}
+    assert outcomes.verdicts == dict.fromkeys(names, "passed") and outcomes.collected == names
+
+
+def test_neighbours_on_the_list_run_together_if_it_says_so_of_all_of_a_file() -> None:
+    cases = list(listed((HERE.parent / "cases.txt").read_text().splitlines(), on_our_nodes=True))
+    found = list(phases(cases))
+    assert [case for _, phase in found for case in phase] == cases
+    assert [together for together, _ in found] == [False, True, False]
+    by_file = {case.file: {one.together for one in cases if one.file == case.file} for case in cases}
+    assert all(len(said) == 1 for said in by_file.values())
+    assert all(not case.together for case in cases if "fault" in case.file or "release" in case.file)

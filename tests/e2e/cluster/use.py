@@ -19,6 +19,8 @@ from tests.e2e.cluster.nodes import SHELLS_NAMESPACE, Node, container_nodes, nod
 from tests.e2e.cluster.progress import say
 
 _OWNER = "owner"
+RUN_FOLDER = "VTAP_E2E_RUN_FOLDER"
+"""Names a folder where the processes of one run tell each other things. The release of our chart then stays for the next."""
 
 
 @contextmanager

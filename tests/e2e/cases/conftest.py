@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,14 +51,12 @@ def installed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Ite
 @pytest.fixture
 def scene(installed: Installation, tmp_path: Path) -> Iterator[Scene]:
     """A namespace on the installation. At the end every tap's ledger accounts for every packet; the rest goes by itself."""
-    kubectl, name = installed.cluster.kubectl, f"e2e-{secrets.token_hex(3)}"
-    kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
-    made = Scene(installed, name, tmp_path)
-    try:
-        yield made
-        for tap in made.taps():
-            if tap not in made.unclosed | made.closed:
-                made.closes(tap)
-    finally:
-        kubectl.delete("vtap", "--all", namespace=name)
-        kubectl.delete("namespace", name, wait=False)
+    with installed.cluster.namespace() as name:
+        made = Scene(installed, name, tmp_path)
+        try:
+            yield made
+            for tap in made.taps():
+                if tap not in made.unclosed | made.closed:
+                    made.closes(tap)
+        finally:
+            installed.cluster.kubectl.delete("vtap", "--all", namespace=name)

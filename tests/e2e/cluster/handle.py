@@ -53,6 +53,8 @@ class Cluster:
         name = f"{prefix}-{secrets.token_hex(3)}"
         self.kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
         try:
+            # Without it no pod is taken; controllers may need a while after the API server was away.
+            self.kubectl.until("serviceaccount", "default", bool, "the controllers work", namespace=name, timeout=_READY_TIMEOUT)
             yield name
         finally:
             self.kubectl.delete("namespace", name, wait=False)

@@ -9,9 +9,10 @@ Loads: one TCP stream at full speed and paced; UDP of each size as fast as it is
 request/response over TCP, none of which the filter matches.
 
 Production (both pods and vswitchd, with the softirqs that they cause) has all cores but the last. The last has what becomes
-of copies after it: the far end of our pair (by receive packet steering), the router, the collector, the agent, and tcpdump.
-What a way to copy does in production's own context stays there: cloning, segmenting, the switch's second output, `pick`
-behind the switch, and tc mirred's encapsulation. "Busy" is production's cores only.
+of copies beyond the node, and who reads them: the router, the collector, the agent, and tcpdump. What a way to copy does in
+production's own context stays there, as it does on a node that nobody has tuned: cloning, segmenting, the switch's second
+output, `pick` behind the switch, encapsulation. "Busy" is production's cores only. `--steer` moves the far end of our pair to
+the last core (receive packet steering), which costs an interrupt between cores for each copy: dear on virtual machines.
 
 All copies but those of packet sockets go to the same collector over the same two hops; tcpdump writes to /dev/null. Then, on
 a lab with a plain bridge: one tap on the node, and 100 of as many pods, of which one has traffic.
@@ -107,6 +108,8 @@ class Options:
     tso: bool
     underlay_mtu: int
     taps: int
+    steer: bool
+    """Whether copies are encapsulated on the cores of export."""
     only: str
     """A regular expression for names of rows; those without a tap are measured always."""
     quick: bool
@@ -151,7 +154,7 @@ class Bench:
                 sys.stderr.write(f"    {name}: {time.monotonic() - started:.0f} s\n")
 
     def _steer(self) -> None:
-        if self.where.apart:
+        if self.options.steer and self.where.apart:
             far = [pair_devices(NODE).far, cut_devices(NODE).far]
             steer(self.scene.lab.node, far, self.where.export)
 
@@ -347,7 +350,8 @@ def verdicts(rows: Mapping[str, Figures], judgements: Sequence[Judgement]) -> st
 
 def _about(options: Options, where: Placement) -> str:
     paces = f"paced at {options.paced:g} Mb/s and {options.paced_datagrams:g} datagrams a second"
-    return f"{options.rounds} rounds, TCP {options.seconds:g} s; {paces}; {where}"
+    steered = ", copies encapsulated there" if options.steer and where.apart else ""
+    return f"{options.rounds} rounds, TCP {options.seconds:g} s; {paces}; {where}{steered}"
 
 
 def _options() -> Options:
@@ -359,6 +363,7 @@ def _options() -> Options:
     parser.add_argument("--taps", type=int, default=100, help="how many are compared with one")
     parser.add_argument("--underlay-mtu", type=int, default=1700)
     parser.add_argument("--tso", choices=("on", "off"), default="on", help="super-packets through Open vSwitch")
+    parser.add_argument("--steer", action="store_true", help="encapsulate on the last core")
     parser.add_argument(
         "--only", default="", help="a regular expression: rows whose names it is found in, beside those without tap"
     )
@@ -374,6 +379,7 @@ def _options() -> Options:
         tso=given.tso == "on",
         underlay_mtu=given.underlay_mtu,
         taps=given.taps,
+        steer=given.steer,
         only=given.only,
         quick=given.quick,
     )

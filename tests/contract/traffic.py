@@ -83,7 +83,10 @@ class _Ending:
 
 
 class Talk:
-    """Numbered datagrams on their way: `count` of them (0: until `stop`), `rate` a second. `finish` or `stop` exactly once."""
+    """Numbered datagrams on their way: `count` of them (0: until `stop`), `rate` a second. `finish` or `stop` exactly once.
+
+    A machine that needs patience gets them as much more slowly: an emulated switch does not keep up with 1,000 a second.
+    """
 
     def __init__(
         self,
@@ -104,7 +107,7 @@ class Talk:
         group = address if _is_multicast(address) else ""
         self._receiving = [self._listen(pod, group, self._received[str(pod)]) for pod in receivers]
         to = address or (receivers[0].ipv4 if family == 4 else receivers[0].ipv6)
-        numbers = datagrams.paced(count, rate)
+        numbers = datagrams.paced(count, rate / PATIENCE)
         _running.append(self)
         self._sending = InPod(
             source.netns, lambda: datagrams.send(to, self.port, self.sender, numbers, size, self._sent.text, self._ending)

@@ -27,16 +27,15 @@ def each_datagram_is_stored_once_a_tap_point(site: Site, family: int, **spec: An
     assert summary["lost"] == 0 and summary["seen"] >= 600
 
 
-def a_recreated_pod_is_tapped_again(site: Site, **spec: Any) -> None:
-    """What it sent before and what it sends since is all there."""
+def a_recreated_pod_is_tapped_again(site: Site, within: float, **spec: Any) -> None:
+    """So many seconds after it came. What it sent before and what it sends since is all there."""
     web, client = site.pod("web"), site.pod("client")
     site.tap("web", **spec)
     first = start_exchange(site.lab, web, client, count=50).finish()
     site.lab.delete_pod(web)
     again = site.pod("web")
-    wait_for(
-        lambda: site.condition("web", "Delivering") == "True" and site.says("web", again.host_name), 20, "the new pod is tapped"
-    )
+    tapped = lambda: site.condition("web", "Delivering") == "True" and site.says("web", again.host_name)  # noqa: E731
+    wait_for(tapped, within, "the new pod is tapped")
     second = start_exchange(site.lab, again, client, count=50).finish()
     site.closes("web")
     found = site.stored("web")

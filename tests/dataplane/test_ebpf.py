@@ -178,4 +178,4 @@ def test_an_agent_that_is_killed_leaves_no_gap_and_cleanup_leaves_no_trace(site:
 
 @pytest.mark.parametrize("shared_lab", [LabOptions(datapath=PLAIN_BRIDGE)], indirect=True)
 def test_a_recreated_pod_is_tapped_again_and_a_node_without_a_switch_is_ready(site: Site) -> None:
-    a_recreated_pod_is_tapped_again(site, **EBPF)
+    a_recreated_pod_is_tapped_again(site, 20, **EBPF)

@@ -76,9 +76,10 @@ class GroupNetwork(OvsNetwork):
         return sorted(line.strip() for line in dump if "group_id" in line)
 
     def learnt(self) -> set[tuple[str, str, str]]:
-        """(port, VLAN, MAC) that the bridge has learnt of pods and tap ports; the node itself speaks whenever it likes."""
+        """(port, VLAN, MAC) that the bridge has learnt of pods and at tap ports; the node itself speaks whenever it likes."""
+        pods = {pod.mac for pod in self.pods.values()}
         rows = [line.split() for line in self.lab.switch.appctl("fdb/show", BRIDGE).splitlines()[1:]]
-        return {(port, vlan, mac) for port, vlan, mac, _age in rows if port != "LOCAL"}
+        return {(port, vlan, mac) for port, vlan, mac, _age in rows if port != "LOCAL" or mac in pods}
 
     def close(self) -> None:
         self.groups.sweep()

@@ -136,7 +136,7 @@ def test_a_file_that_turns_bad_leaves_the_tap_as_it_was(site: Site) -> None:
 
 
 def test_a_recreated_pod_is_tapped_again(site: Site) -> None:
-    a_recreated_pod_is_tapped_again(site)
+    a_recreated_pod_is_tapped_again(site, 10)
 
 
 def test_a_tap_removed_and_written_again_at_once_goes_on(site: Site) -> None:

@@ -104,6 +104,7 @@ class Scene:
 
     def remove_tap(self, name: str) -> None:
         """Gone when it returns."""
+        self.closed.clear()
         self.product.cluster.kubectl.delete("vtap", name, namespace=self.namespace)
 
     # --- what arrived

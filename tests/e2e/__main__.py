@@ -4,7 +4,7 @@
     CLUSTER=existing NETWORK=preinstalled python -m tests.e2e      the one that KUBECONFIG names, with networks as it has them
     CLUSTER=NAME python -m tests.e2e                               one of `python -m tests.e2e.cluster up NAME`
 
-Neighbouring cases that the list calls `together` run two at a time, each in a namespace of its own.
+Neighbouring cases that the list calls `together` run three at a time, each in a namespace of its own.
 A case that is listed and not there, or there and not listed, or skipped, is a failure. The last line is `N passed, M failed`.
 Arguments go to pytest (`-k quickstart`); the last line then says, too, how many of the listed cases they left out.
 """
@@ -35,7 +35,7 @@ _OF_OUR_NODES = "kind"
 """Said of a case that needs nodes of our own making: their plugin, their containers, a place beside them."""
 _TOGETHER = "together"
 """Said of a case, and of all in its file, that others beside it do not disturb. It counts on a cluster made for the run."""
-_AT_A_TIME = 2
+_AT_A_TIME = 3
 
 
 @dataclass(frozen=True)

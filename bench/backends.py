@@ -11,8 +11,8 @@ request/response over TCP, none of which the filter matches.
 Production (both pods and vswitchd, with the softirqs that they cause) has all cores but the last. The last has what becomes
 of copies beyond the node, and who reads them: the router, the collector, the agent, and tcpdump. What a way to copy does in
 production's own context stays there, as it does on a node that nobody has tuned: cloning, segmenting, the switch's second
-output, `pick` behind the switch, encapsulation. "Busy" is production's cores only. `--steer` moves the far end of our pair to
-the last core (receive packet steering), which costs an interrupt between cores for each copy: dear on virtual machines.
+output, `pick` behind the switch, encapsulation. "Busy" is production's cores only. `--handover` has
+EBPF's copies worked at on the last core, which costs an interrupt between cores for many of them: dear on virtual machines.
 
 All copies but those of packet sockets go to the same collector over the same two hops; tcpdump writes to /dev/null. Then, on
 a lab with a plain bridge: one tap on the node, and 100 of as many pods, of which one has traffic.
@@ -68,11 +68,9 @@ from bench.backends_peers import TcMirred, Tcpdump
 from bench.cores import Placement, busy_seconds, pin, placement, steer
 from bench.measure import Figures, Sample, interleave, table, write_json
 from bench.tapped import MATCHED_PORT, NAMESPACE, TAPPED, Outcome, RawMirror, Row, Tapped, VirtualTaps
-from vtap_agent.pipeline.devices import cut_devices, pair_devices
 from vtap_lab.errors import LabError
 from vtap_lab.lab import PLAIN_BRIDGE, Lab, LabOptions
 
-NODE = "node-a"
 """As the lab calls it to its agent."""
 FRAME = 1514
 TRICKLE_FRAME = 512
@@ -108,8 +106,8 @@ class Options:
     tso: bool
     underlay_mtu: int
     taps: int
-    steer: bool
-    """Whether copies are encapsulated on the cores of export."""
+    handover: bool
+    """Whether copies of the backend EBPF are worked at on the cores of export."""
     only: str
     """A regular expression for names of rows; those without a tap are measured always."""
     quick: bool
@@ -144,7 +142,6 @@ class Bench:
         started = time.monotonic()
         try:
             with row.copying(self.scene):
-                self._steer()
                 return {**self._tcp(row), **self._udp(row), **self._latency()}
         except LabError as problem:
             self.failures.append(f"{name}: {problem}")
@@ -152,11 +149,6 @@ class Bench:
         finally:
             if not sys.stderr.isatty():
                 sys.stderr.write(f"    {name}: {time.monotonic() - started:.0f} s\n")
-
-    def _steer(self) -> None:
-        if self.options.steer and self.where.apart:
-            far = [pair_devices(NODE).far, cut_devices(NODE).far]
-            steer(self.scene.lab.node, far, self.where.export)
 
     # --- loads -----------------------------------------------------------------------------------------------------------
 
@@ -252,7 +244,7 @@ def _bench(options: Options, settings: LabOptions, where: Placement) -> Iterator
             if where.apart:
                 steer(lab.router, ["node0", "col0"], where.export)
                 steer(lab.collector, ["eth0"], where.export)
-            bench = Bench(Tapped(lab, Path(storage), where), where, options)
+            bench = Bench(Tapped(lab, Path(storage), where, handover=options.handover and where.apart), where, options)
             bench.calibrate()
             yield bench
     finally:
@@ -350,8 +342,8 @@ def verdicts(rows: Mapping[str, Figures], judgements: Sequence[Judgement]) -> st
 
 def _about(options: Options, where: Placement) -> str:
     paces = f"paced at {options.paced:g} Mb/s and {options.paced_datagrams:g} datagrams a second"
-    steered = ", copies encapsulated there" if options.steer and where.apart else ""
-    return f"{options.rounds} rounds, TCP {options.seconds:g} s; {paces}; {where}{steered}"
+    handed = ", EBPF's copies worked at there" if options.handover and where.apart else ""
+    return f"{options.rounds} rounds, TCP {options.seconds:g} s; {paces}; {where}{handed}"
 
 
 def _options() -> Options:
@@ -363,7 +355,7 @@ def _options() -> Options:
     parser.add_argument("--taps", type=int, default=100, help="how many are compared with one")
     parser.add_argument("--underlay-mtu", type=int, default=1700)
     parser.add_argument("--tso", choices=("on", "off"), default="on", help="super-packets through Open vSwitch")
-    parser.add_argument("--steer", action="store_true", help="encapsulate on the last core")
+    parser.add_argument("--handover", action="store_true", help="let the last core work at EBPF's copies (--export-cpus)")
     parser.add_argument(
         "--only", default="", help="a regular expression: rows whose names it is found in, beside those without tap"
     )
@@ -379,7 +371,7 @@ def _options() -> Options:
         tso=given.tso == "on",
         underlay_mtu=given.underlay_mtu,
         taps=given.taps,
-        steer=given.steer,
+        handover=given.handover,
         only=given.only,
         quick=given.quick,
     )

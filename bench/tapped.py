@@ -50,14 +50,16 @@ class Outcome:
 
 
 class Tapped:
-    """Pods `client`, which is what is tapped, and `server`, with a collector and an agent. `placement` says who runs where."""
+    """Pods `client`, which is what is tapped, and `server`, with a collector and an agent. `placement` says who runs where, and
+    `handover` that copies of the backend EBPF are worked at on the cores of export."""
 
-    def __init__(self, lab: Lab, storage: Path, placement: Placement | None = None) -> None:
+    def __init__(self, lab: Lab, storage: Path, placement: Placement | None = None, *, handover: bool = False) -> None:
         self.lab, self.placement = lab, placement
         self.client = lab.add_pod(TAPPED, namespace=NAMESPACE, labels={"app": TAPPED})
         self.server = lab.add_pod("server", namespace=NAMESPACE, labels={"app": "server"})
         self.collector: Collector = lab.start_collector(storage, "--vxlan", "--retain-bytes=256Mi")
-        self.agent = lab.start_agent()
+        cpus = placement.export if placement and handover else ()
+        self.agent = lab.start_agent(*([f"--export-cpus={','.join(map(str, cpus))}"] if cpus else []))
         lab.write(lab.taps / "destination.yaml", self.collector.as_destination())
         self.rr, self.udp = native.build("rr"), native.build("udp")
         self._serve("iperf3", "-s")

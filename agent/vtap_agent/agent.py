@@ -79,6 +79,7 @@ class Settings:
     namespace: str = ""
     tls: Path | None = None
     bpffs: Path | None = None
+    export_cpus: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> Settings:
@@ -98,6 +99,7 @@ class Settings:
             namespace=options.namespace,
             tls=options.tls,
             bpffs=options.bpffs,
+            export_cpus=options.export_cpus,
         )
 
     def pins(self) -> Path:
@@ -195,7 +197,7 @@ class Agent:
         """The loop over these sources; afterwards its copies are kept or removed, as the settings say."""
         settings, mailbox = self._settings, self._mailbox
         root = settings.pins()
-        pipeline = Pipeline.open(root, settings.node)
+        pipeline = Pipeline.open(root, settings.node, settings.export_cpus)
         closing = stack.enter_context(ExitStack())
         closing.callback(pipeline.close)
         if not pipeline.adopted:

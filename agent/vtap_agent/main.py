@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vtap_agent.drivers.capabilities import STATUS, effective, missing
+from vtap_agent.drivers.steering import parse_cpus
 from vtap_agent.errors import VtapError
 from vtap_agent.plan.dataplane import MAX_SLOTS
 
@@ -22,6 +23,13 @@ NEEDED_IN_CLUSTER = (*NEEDED, "SYS_PTRACE")
 """SYS_PTRACE is what looking at the namespaces of pods' processes takes."""
 FOR_REWRITING = ("NET_RAW",)
 """Without it the agent works, but sends no copies to destinations of kind rewrite: it can't ask for monitors' edges."""
+
+
+def _cpus(text: str) -> frozenset[int]:
+    try:
+        return parse_cpus(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -58,6 +66,14 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--ovsdb", default="unix:/run/openvswitch/db.sock", help="OVSDB remote (default: %(default)s)")
     parser.add_argument("--listen", default="", metavar="ADDRESS:PORT", help="serve metrics on TCP too")
+    parser.add_argument(
+        "--export-cpus",
+        type=_cpus,
+        default=frozenset(),
+        metavar="LIST",
+        help="CPUs, like 2-3,6, that work at what is copied at pods' own devices (EBPF), in place of those that carry the pods'"
+        " packets; Linux 6.6",
+    )
     parser.add_argument("--first-key", type=int, default=MAX_SLOTS, help="first stream key of this node (default: %(default)s)")
     parser.add_argument(
         "--on-exit",

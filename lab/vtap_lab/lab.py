@@ -25,7 +25,7 @@ import yaml
 from vtap_lab import registry
 from vtap_lab.daemons import Agent, Collector
 from vtap_lab.errors import LabError
-from vtap_lab.processes import LabProcess, run_in, start_in
+from vtap_lab.processes import LabProcess, run_in, start_in, with_own_sysfs
 from vtap_lab.switch import Switch
 
 BRIDGE = "br0"
@@ -368,9 +368,10 @@ class Lab:
 
     def start_agent(self, *arguments: str, node: str = "node-a") -> Agent:
         """vtap-agent in the node's namespace, on the lab's taps and pods; returns when it answers."""
+        program = [_script("vtap-agent")]
         process = self.spawn(
             self.node,
-            _script("vtap-agent"),
+            *(with_own_sysfs(program) if any(word.startswith("--export-cpus") for word in arguments) else program),
             f"--taps={self.taps}",
             f"--pods={self.pods_file}",
             f"--node={node}",

@@ -24,6 +24,12 @@ def in_namespace(namespace: str, argv: Sequence[str]) -> list[str]:
     return ["nsenter", f"--net={NETNS / namespace}", "--", *argv]
 
 
+def with_own_sysfs(argv: Sequence[str]) -> list[str]:
+    """The command line that runs `argv` with a /sys that shows the network namespace it is in. All other mounts are shared."""
+    mount = 'mount --make-rprivate /sys && mount -t sysfs none /sys && exec "$@"'
+    return ["unshare", "--mount", "--propagation=unchanged", "sh", "-ec", mount, "sh", *argv]
+
+
 def run_in(namespace: str, argv: Sequence[str], *, check: bool = True, timeout: float = 30, stdin: str | None = None) -> str:
     """Run a command to its end and return what it printed; LabError with its complaint when it fails and `check` is set."""
     try:

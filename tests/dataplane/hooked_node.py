@@ -102,7 +102,7 @@ class HookedNode(Node):
 
     def reopen_closed(self) -> None:
         """As after an agent that was killed."""
-        self.pipeline = Pipeline.open(self.root, "test-node")
+        self.pipeline = Pipeline.open(self.root, "test-node", self.export_cpus)
         self.backend = EbpfBackend(self.pipeline.hooks)
 
     def feed(self, direction: Direction, name: str = POD) -> Feed:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.dataplane.handing_over import handing_over
 from tests.dataplane.hooked_node import MACS, PEER, POD, TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC, Beside, HookedNode
 from tests.unit.pipeline import frames
 from tests.unit.pipeline.node import KEY, PEER_MAC, POD_MAC, wait_until, why_not
@@ -46,11 +47,15 @@ def one_in(number: int) -> TapProgram:
     return TapProgram(Action.INCLUDE, (), Sampling(SamplingType.ONE_IN, one_in=number))
 
 
-@pytest.fixture(params=["tcx", "clsact"])
-def node(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[HookedNode]:
-    """Once as on this kernel, once as before Linux 6.6."""
+@pytest.fixture(params=["tcx", "clsact", "handover"])
+def node(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HookedNode]:
+    """As on this kernel, as before Linux 6.6, and with a CPU set aside for copies."""
     if reason := why_not():
         pytest.skip(reason)
+    if request.param == "handover":
+        with handing_over(monkeypatch, tmp_path) as made:
+            yield made
+        return
     if request.param == "clsact":
 
         def refuse(_program: int, ifindex: int, **_where: bool) -> int:

@@ -30,6 +30,7 @@ struct pick {
 	__u8 tagged;
 	__u8 ingress;
 	__u8 broken;
+	__u8 ended; /* what was cloned of it did not get past `enter`, which has counted it */
 };
 
 /* A length that is known to be 1…most, in a way that Linux 6.1's verifier sees it too. clang must not know that nothing changes. */

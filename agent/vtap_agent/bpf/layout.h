@@ -192,7 +192,8 @@ struct pick_counters {
 	__u32 skip; /* ONE_IN: wire packets still to pass over on this CPU */
 	__u32 skip_drawn; /* by which chance it was drawn: a changed program draws anew */
 	__u64 dropped_loop;
-	__u64 zero[4];
+	__u64 dropped_handover;
+	__u64 zero[3];
 };
 
 struct send_counters {
@@ -238,7 +239,7 @@ struct control {
 	__u32 tickets; /* for each CPU, a power of two */
 	__u32 cpus;
 	__u32 cut_ifindex; /* where cut segments go, 0 = nothing is to be cut */
-	__u32 zero;
+	__u32 handover_ifindex; /* where clones of originals go that other CPUs are to work at, 0 = this CPU works at them */
 };
 
 #define CUT_QUEUES 4 /* of the pair for cut segments, for each CPU */

@@ -90,18 +90,22 @@ static __noinline int normalise(struct __sk_buff *skb, struct pick *c)
 	return 0;
 }
 
+static __always_inline void write_ethertype(struct __sk_buff *skb, __be16 type)
+{
+	void *data = (void *)(long)skb->data;
+
+	if (data + 14 <= (void *)(long)skb->data_end)
+		*(__be16 *)(data + 12) = type;
+}
+
 static __always_inline void prepare(struct __sk_buff *skb, struct pick *c)
 {
-	void *data;
-
 	if (c->prepared)
 		return;
 	c->prepared = 1;
 	if (c->packet.tag_count || skb->gso_size)
 		normalise(skb, c);
-	data = (void *)(long)skb->data;
-	if (data + 14 <= (void *)(long)skb->data_end)
-		*(__be16 *)(data + 12) = bpf_htons(MASKED_ETHERTYPE);
+	write_ethertype(skb, bpf_htons(MASKED_ETHERTYPE));
 }
 
 static __always_inline void choose_queue(struct __sk_buff *skb, struct cursor *cursor, const struct control *control, __u32 segments)
@@ -154,6 +158,29 @@ static __always_inline void hand_over_clone(struct __sk_buff *skb, struct pick *
 		counters->handed -= c->segments;
 		counters->dropped_clone += c->segments;
 	}
+}
+
+/* A clone of an original, to the near end on this CPU, or to others that work at it. Where their queue has no room the device says
+ * so, from Linux 6.6 on. */
+static __always_inline void hand_over_original(struct __sk_buff *skb, struct pick *c, struct pick_counters *counters,
+					       const struct control *control, __u32 mark)
+{
+	long result;
+
+	if (!control->handover_ifindex) {
+		hand_over_clone(skb, c, mark, control->near_ifindex);
+		return;
+	}
+	c->ended = 0;
+	skb->mark = mark;
+	result = bpf_clone_redirect(skb, control->handover_ifindex, 0);
+	if (!result || c->ended)
+		return;
+	counters->handed -= c->segments;
+	if (result < 0)
+		counters->dropped_clone += c->segments;
+	else
+		counters->dropped_handover += c->segments;
 }
 
 static __always_inline __u32 kept_bytes(const struct program *program, const struct pick *c)
@@ -281,7 +308,7 @@ static __always_inline int hand_over(struct __sk_buff *skb, struct pick *c, stru
 	counters->handed += c->segments;
 	if (original) {
 		own_mark = skb->mark;
-		hand_over_clone(skb, c, mark, c->near_ifindex);
+		hand_over_original(skb, c, counters, control, mark);
 		skb->mark = own_mark;
 		return 0;
 	}

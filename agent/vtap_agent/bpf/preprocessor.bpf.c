@@ -267,8 +267,8 @@ static __always_inline void read_cuts(const struct ticket *ticket, struct pick *
 	}
 }
 
-/* A clone of an original at the near end, before the kernel takes it apart. It comes from `watch` on this very CPU, which waits for
- * it meanwhile: what that knows of the packet still holds. */
+/* A clone of an original on its way out of the near end, before the kernel takes it apart, or of the handover's. It comes from `watch`
+ * on this very CPU, which waits for it meanwhile: what that knows of the packet still holds. */
 static __always_inline int enter_clone(struct __sk_buff *skb, struct ticket *ticket)
 {
 	__u32 zero = 0;
@@ -288,12 +288,19 @@ static __always_inline int enter_clone(struct __sk_buff *skb, struct ticket *tic
 	if (c->cuts && control->cut_ifindex && can_cut(skb, c)) {
 		c->pending_ifindex = control->cut_ifindex;
 		choose_cut_queue(skb, control, c->ifindex);
-		if (cut(skb, c) < 0)
+		if (cut(skb, c) < 0) {
+			known->ended = 1;
 			return TC_ACT_SHOT;
+		}
 		if (c->pending_ifindex != c->near_ifindex) {
 			skb->mark = c->pending;
 			return bpf_redirect(c->pending_ifindex, 0);
 		}
+	}
+	if (skb->ifindex == control->handover_ifindex) {
+		write_ethertype(skb, ticket->ethertype); /* By which a super-packet will be taken apart. */
+		bpf_set_hash(skb, ticket->flow_hash); /* By which receive packet steering chooses a CPU. */
+		return TC_ACT_UNSPEC;
 	}
 	choose_queue(skb, cursor, control, c->segments);
 	return TC_ACT_UNSPEC;
@@ -318,6 +325,24 @@ static __always_inline int stale(void)
 	if (counters)
 		counters->stale++;
 	return TC_ACT_SHOT;
+}
+
+/* On the CPU that copies are worked at: to the near end, where super-packets are taken apart. */
+SEC("tc")
+int cross(struct __sk_buff *skb)
+{
+	__u32 mark = skb->mark, index = mark & 0x3fffff, zero = 0;
+	struct ticket *ticket = bpf_map_lookup_elem(&tickets, &index);
+	struct control *control = bpf_map_lookup_elem(&controls, &zero);
+	struct cursor *cursor = bpf_map_lookup_elem(&cursors, &zero);
+
+	if (!control || !cursor)
+		return TC_ACT_SHOT;
+	if (!mark || !ticket || ticket->mark != mark || ticket->mode & TICKET_ORIGINAL)
+		return stale();
+	write_ethertype(skb, bpf_htons(MASKED_ETHERTYPE));
+	choose_queue(skb, cursor, control, skb->gso_segs ? skb->gso_segs : 1);
+	return bpf_redirect(control->near_ifindex, 0);
 }
 
 /* The copy leaves as it is but for its addresses. Its number only counts. */

@@ -16,6 +16,7 @@ PICK_REASONS = {
     "notReady": "dropped_not_ready",
     "malformed": "dropped_malformed",
     "loop": "dropped_loop",
+    "handover": "dropped_handover",
 }
 SEND_REASONS = {
     "clone": "dropped_clone",

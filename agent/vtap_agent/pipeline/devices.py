@@ -131,6 +131,34 @@ def cut_devices(node: str) -> PairDevices:
     return PairDevices(near=f"vtc{suffix}", far=f"vtd{suffix}")
 
 
+def handover_devices(node: str) -> PairDevices:
+    """The names of the node's pair to the CPUs that are set aside for copies."""
+    suffix = _hash(node, "pair")
+    return PairDevices(near=f"vth{suffix}", far=f"vto{suffix}")
+
+
+def handover_is_good(node: str) -> bool:
+    """Whether both ends are there, up and ours."""
+    names = handover_devices(node)
+    return all(_good(links.find(name), pair_alias(node), 1) for name in (names.near, names.far))
+
+
+def make_handover(node: str, far_mtu: int) -> None:
+    """Anew, in the place of any older. Both ends keep their offloads: super-packets are to cross whole."""
+    names = handover_devices(node)
+    remove_handover(node)
+    links.create_veth(names.near, names.far)
+    links.silence(names.far, pair_alias(node), far_mtu)
+    links.silence(names.near, pair_alias(node))  # The second to come up is at work at once.
+
+
+def remove_handover(node: str) -> None:
+    """Removes both ends; nothing happens when they are gone."""
+    names = handover_devices(node)
+    for name in (names.near, names.far):
+        links.remove(name)
+
+
 def _cut_queues() -> int:
     return min(CUT_QUEUES_PER_CPU * libbpf.possible_cpus(), MAX_QUEUES)
 

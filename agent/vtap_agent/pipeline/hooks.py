@@ -31,7 +31,7 @@ MADE_CLSACT = 4
 BITS = {Direction.INGRESS: 1, Direction.EGRESS: 2}
 PORTS = {Direction.INGRESS: layout.HOOK_INGRESS, Direction.EGRESS: layout.HOOK_EGRESS}
 """Where `watch` counts packets that fit no source, in place of a tap port's ifindex; also what its sources have for a VLAN."""
-ENTER = f"{HOOK_PIN}enter"
+ENTER, ENTER_HANDOVER = f"{HOOK_PIN}enter", f"{HOOK_PIN}enter_handover"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +82,15 @@ class Hooks:
 
     def can_enter(self) -> bool:
         """Whether clones find `enter`."""
+        entrance = self._entrance()
+        return entrance is not None and self._runs(entrance)
+
+    def _entrance(self) -> _Place | None:
+        """Where clones go first: the handover's pair, if they are to leave this CPU, else the normalising pair."""
+        if handover := self._kernel.control().handover_ifindex:
+            return _Place("enter", ENTER_HANDOVER, handover, egress=True)
         near = links.index_of(devices.pair_devices(self._node).near)
-        return near is not None and self._runs(_Place("enter", ENTER, near, egress=True))
+        return _Place("enter", ENTER, near, egress=True) if near is not None else None
 
     def own_devices(self) -> frozenset[int]:
         """The devices that copies pass, by ifindex."""
@@ -92,11 +99,23 @@ class Hooks:
     # Changes
 
     def let_enter(self) -> None:
-        """`enter` at the near end. `Retry` where the pair has gone."""
+        """`enter` where clones go first. `Retry` where that has gone."""
+        entrance = self._entrance()
+        if entrance is None:
+            raise Retry("the normalising pair has gone while attaching to it")
+        self._put(entrance)
+
+    def enter_handover(self, near: int) -> None:
+        """`enter` at the near end of the handover's pair, before any clone is sent there."""
+        self._put(_Place("enter", ENTER_HANDOVER, near, egress=True))
+
+    def leave_handover(self) -> None:
+        """`enter` at the normalising pair again, before clones are sent there; the handover's place is forgotten."""
         near = links.index_of(devices.pair_devices(self._node).near)
         if near is None:
             raise Retry("the normalising pair has gone while attaching to it")
         self._put(_Place("enter", ENTER, near, egress=True))
+        self._pin(_Place("enter", ENTER_HANDOVER, 0, egress=True)).unlink(missing_ok=True)
 
     def attach(self, feed: Feed) -> None:
         """`watch` at one side of a device, in front of others' programs, in place of an older one of ours.

@@ -175,7 +175,8 @@ class PickCounters(Structure):
         ("skip", c_uint32),
         ("skip_drawn", c_uint32),
         ("dropped_loop", c_uint64),
-        ("zero", c_uint64 * 4),
+        ("dropped_handover", c_uint64),
+        ("zero", c_uint64 * 3),
     )
 
 
@@ -231,7 +232,7 @@ class Control(Structure):
         ("tickets", c_uint32),
         ("cpus", c_uint32),
         ("cut_ifindex", c_uint32),
-        ("zero", c_uint32),
+        ("handover_ifindex", c_uint32),
     )
 
 

@@ -12,9 +12,9 @@ from typing import TypeGuard
 from vtap_agent.drivers import links
 from vtap_agent.drivers.libbpf import possible_cpus
 from vtap_agent.errors import Retry
-from vtap_agent.pipeline import cuts, devices, encode, layout
+from vtap_agent.pipeline import cuts, devices, encode, handover, layout
 from vtap_agent.pipeline.counters import SlotCounters
-from vtap_agent.pipeline.diff import Observed, diff, peers_digest, receivers, shortfalls, unwritable
+from vtap_agent.pipeline.diff import DRAIN, Observed, diff, peers_digest, receivers, shortfalls, unwritable
 from vtap_agent.pipeline.hooks import PORTS, Hooks, device_name
 from vtap_agent.pipeline.kernel import ZERO, Kernel, destroy_pins, tickets_per_cpu, unmount_bpffs, word
 from vtap_agent.pipeline.steps import (
@@ -46,9 +46,10 @@ PRESENT = b"\1"
 class Pipeline:
     """One node's preprocessor. Lives in the network namespace it was opened in; one thread uses it."""
 
-    def __init__(self, root: Path, node: str, kernel: Kernel) -> None:
+    def __init__(self, root: Path, node: str, kernel: Kernel, export_cpus: frozenset[int] = frozenset()) -> None:
         self._root = root
         self._node = node
+        self._export_cpus = export_cpus
         self._kernel = kernel
         self._counters = SlotCounters(kernel)
         self._points_raw = b""
@@ -60,12 +61,13 @@ class Pipeline:
         """At pods' own devices, for the backend that copies there."""
 
     @staticmethod
-    def open(root: Path, node: str) -> Pipeline:
+    def open(root: Path, node: str, export_cpus: frozenset[int] = frozenset()) -> Pipeline:
         """Adopts what an earlier agent left under `root`, or loads the programs. Without sources nothing is copied.
 
-        `root` becomes a bpffs if it isn't on one. `TellUser` when the kernel, a privilege or the compiler is missing.
+        What is cloned at pods' devices is worked at by `export_cpus`; by the CPU that cloned it where there are none.
+        `root` becomes a bpffs if it isn't on one. `TellUser` when the kernel, a privilege, a CPU or the compiler is missing.
         """
-        made = Pipeline(root, node, Kernel.open(root))
+        made = Pipeline(root, node, Kernel.open(root), export_cpus)
         made._make_pair()
         made._guard_tunnels()
         made._replace_programs()
@@ -87,6 +89,7 @@ class Pipeline:
         for key in self._tap_ports().values():
             self.remove_tap_port(key)
         self.hooks.remove_all()
+        devices.remove_handover(self._node)
         devices.remove_pair(self._node)
         self._kernel.close()
         destroy_pins(self._root)
@@ -224,7 +227,20 @@ class Pipeline:
         control.cut_ifindex = cuts.attach(self._kernel, self._node)
         control.near_ifindex, control.queues = near, devices.queues_per_cpu()
         control.tickets, control.cpus = tickets_per_cpu(), possible_cpus()
+        if self._export_cpus:
+            control.handover_ifindex = handover.attach(self._kernel, self._node, self._export_cpus, self.hooks.enter_handover)
         self._kernel.set_control(control)
+        if not self._export_cpus:
+            self._end_handover(control)
+
+    def _end_handover(self, control: layout.Control) -> None:
+        """Of an agent that had CPUs set aside: clones stay where they are made again, before the way over goes."""
+        if control.handover_ifindex:
+            self.hooks.leave_handover()
+            control.handover_ifindex = 0
+            self._kernel.set_control(control)
+            time.sleep(DRAIN)
+        devices.remove_handover(self._node)
 
     def _pair_ready(self) -> bool:
         names = devices.pair_devices(self._node)
@@ -235,6 +251,7 @@ class Pipeline:
             and self._kernel.control().near_ifindex == links.index_of(names.near)
             and self._kernel.runs("send", names.far, far)
             and cuts.is_ready(self._kernel, self._node)
+            and handover.is_ready(self._kernel, self._node, self._export_cpus)
         )
 
     def _attach(self, key: Feed, device: str) -> None:
@@ -254,8 +271,8 @@ class Pipeline:
             if self._kernel.runs_something(device, index) and not self._kernel.runs(program, device, index):
                 self._attach(key, device)
         names = devices.pair_devices(self._node)
-        cut = devices.cut_devices(self._node)
-        self._kernel.sweep([names.far, cut.far, *(self.tap_port_devices(key).ours for key in ports.values())])
+        cut, over = devices.cut_devices(self._node), devices.handover_devices(self._node)
+        self._kernel.sweep([names.far, cut.far, over.far, *(self.tap_port_devices(key).ours for key in ports.values())])
 
     def _agree_on_sources(self) -> None:
         """A killed agent may have left receivers and quick ways of a change that nobody wants any more."""

@@ -1,4 +1,4 @@
-"""The release itself: upgraded under traffic, in privileged mode and without, and removed without a trace."""
+"""The release itself: upgraded under traffic, in privileged mode and without, with a CPU set aside, and removed without a trace."""
 
 from __future__ import annotations
 
@@ -15,22 +15,27 @@ _EMPTY_DIRECTORIES = (": files: + /run/vtap", ": files: + /var/lib/vtap")
 """What docs/uninstall.md says is left."""
 
 
-@pytest.mark.parametrize("privileged", ["true", "false"], ids=["to-privileged", "to-capabilities"])
-def test_an_upgrade_has_no_gap_in_the_copies(scene: Scene, privileged: str) -> None:
-    """Every agent is replaced by one with other rights; copies go on meanwhile, and new taps work afterwards."""
+@pytest.mark.parametrize(("privileged", "export_cpus"), [("true", ""), ("false", "0")], ids=["to-privileged", "to-capabilities"])
+def test_an_upgrade_has_no_gap_in_the_copies(scene: Scene, privileged: str, export_cpus: str) -> None:
+    """Every agent is replaced by one with other rights; copies go on meanwhile, and new taps work afterwards.
+
+    Without privilege, copies made at pods' devices are worked at by a CPU set aside.
+    """
     product = scene.product
     web, client = scene.pods(web=0, client=1)
     scene.tap("web")
     stream = scene.exchange(web, client)
     flows_on(stream, 50)
     before = product.pod_of("agent", web.node.name)
-    product.upgrade(f"--set=agent.privileged={privileged}")
+    product.upgrade(f"--set=agent.privileged={privileged}", f"--set-string=agent.exportCPUs={export_cpus}")
     context = product.pod_of("agent", web.node.name)["spec"]["containers"][0]["securityContext"]
     assert context.get("privileged", False) is (privileged == "true")
     assert product.pod_of("agent", web.node.name)["metadata"]["uid"] != before["metadata"]["uid"]
     flows_on(stream, 100)
-    scene.tap("later", direction="Egress")
+    scene.tap("later", direction="Egress", backend="EBPF")
     after = scene.exchange(web, client, 100).finish()
+    crossed = web.node.run("sh", "-c", "cat /sys/class/net/vth*/statistics/tx_packets 2>/dev/null || echo 0").strip()
+    assert (int(crossed) >= 100) is bool(export_cpus)
     done = stream.stop()
     scene.closes("web")
     scene.closes("later")

@@ -45,6 +45,7 @@ def test_every_object_is_ours_and_named_once(render: Render, name: str) -> None:
         ("agent.privileged=yes-please", "/agent/privileged"),
         ("agent.port=99999", "/agent/port"),
         ("agent.onExit=maybe", "/agent/onExit"),
+        ("agent.exportCPUs=all", "/agent/exportCPUs"),
         ("agent.capabilities={CAP_BPF}", "/agent/capabilities/0"),
         ("agent.stateDirectory=/etc", "/agent/stateDirectory"),
         ("agent.updateStrategy.rollingUpdate.maxSurge=1", "/agent/updateStrategy/rollingUpdate"),
@@ -117,6 +118,15 @@ def test_everything_but_the_agent_is_restricted(render: Render, name: str) -> No
             assert context["readOnlyRootFilesystem"] is True
             assert context["capabilities"] == {"drop": ["ALL"]}
     assert all(container["securityContext"]["readOnlyRootFilesystem"] for container in agent["containers"])
+
+
+def test_cpus_set_aside_come_with_the_place_to_say_so(render: Render) -> None:
+    (container,) = _agent(render, "full")["containers"]
+    assert "--export-cpus=1,2-3" in container["args"]
+    assert {"name": "devices", "mountPath": "/sys/devices/virtual/net"} in container["volumeMounts"]
+    (plain,) = _agent(render)["containers"]
+    assert not any("export-cpus" in word for word in plain["args"])
+    assert not any(mount["name"] == "devices" for mount in plain["volumeMounts"])
 
 
 def _agent(render: Render, name: str = "default", *settings: str) -> Manifest:

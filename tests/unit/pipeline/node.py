@@ -61,7 +61,7 @@ SOL_PACKET = 263
 PACKET_IGNORE_OUTGOING = 23
 SO_RCVBUFFORCE = 33
 
-_libc = ctypes.CDLL(None, use_errno=True)
+libc = ctypes.CDLL(None, use_errno=True)
 
 
 def why_not() -> str | None:
@@ -80,7 +80,7 @@ def wait_until(condition: Callable[[], bool], what: str, deadline: float = DEADL
 
 
 def setns(fd: int) -> None:
-    if _libc.setns(fd, CLONE_NEWNET) < 0:
+    if libc.setns(fd, CLONE_NEWNET) < 0:
         raise OSError(ctypes.get_errno(), "setns")
 
 
@@ -92,7 +92,7 @@ def new_namespace() -> int:
     """A descriptor of a new namespace; the thread stays where it is."""
     here = own_namespace()
     try:
-        if _libc.unshare(CLONE_NEWNET) < 0:
+        if libc.unshare(CLONE_NEWNET) < 0:
             raise OSError(ctypes.get_errno(), "unshare")
         made = own_namespace()
         setns(here)
@@ -157,9 +157,10 @@ class Capture:
 
 
 class Node:
-    """Use as a context manager."""
+    """Use as a context manager. `export_cpus` as the agent's option of that name."""
 
-    def __init__(self) -> None:
+    def __init__(self, export_cpus: frozenset[int] = frozenset()) -> None:
+        self.export_cpus = export_cpus
         self.root = Path(tempfile.mkdtemp(prefix="vtap-pipeline-"))
         self.ports: dict[Feed, TapPortDevices] = {}
         self._writers: dict[tuple[Feed, bool], socket.socket] = {}
@@ -187,7 +188,7 @@ class Node:
             ip("-6", "addr", "add", "fd00::2/64", "dev", SINK, "nodad")
             self.sink_mac = mac_of(SINK)
         self.uplink_mac = mac_of(UPLINK)
-        self.pipeline = Pipeline.open(self.root, "test-node")
+        self.pipeline = Pipeline.open(self.root, "test-node", self.export_cpus)
         for key in (INGRESS, EGRESS):
             self.ports[key] = self.pipeline.ensure_tap_port(key)
         self.pipeline.renew_lease(600)
@@ -213,7 +214,7 @@ class Node:
     def reopen(self) -> None:
         """As after an agent's restart."""
         self.pipeline.close()
-        self.pipeline = Pipeline.open(self.root, "test-node")
+        self.pipeline = Pipeline.open(self.root, "test-node", self.export_cpus)
 
     def apply(self, desired: DataPlane) -> None:
         """One pass, which must leave nothing to do."""

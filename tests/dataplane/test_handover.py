@@ -1,0 +1,157 @@
+"""Copies that CPUs set aside work at: all of them there, none lost while that changes, and what doesn't get there is counted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.dataplane.handing_over import handing_over
+from tests.dataplane.hooked_node import PEER, POD, HookedNode
+from tests.dataplane.test_ebpf_hooks import KINDS, MSS, first, inner, keys, segments, super_packet
+from tests.unit.pipeline.node import ip, wait_until, why_not
+from vtap_agent.drivers import libbpf, links, steering
+from vtap_agent.errors import TellUser
+from vtap_agent.pipeline import Pipeline, devices, encode, layout
+from vtap_agent.pipeline.kernel import word
+
+WAY = devices.handover_devices("test-node")
+
+
+@pytest.fixture
+def node(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HookedNode]:
+    if reason := why_not():
+        pytest.skip(reason)
+    with handing_over(monkeypatch, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def elsewhere(node: HookedNode) -> Iterator[None]:
+    """Whoever sends is on a CPU that isn't set aside."""
+    allowed = os.sched_getaffinity(0)
+    rest = allowed - node.export_cpus
+    if not rest:
+        pytest.skip("needs two CPUs")
+    os.sched_setaffinity(0, rest)
+    yield
+    os.sched_setaffinity(0, allowed)
+
+
+def sent_by_cpu(node: HookedNode, slot: int) -> dict[int, int]:
+    """Only CPUs that have sent."""
+    pinned = libbpf.get_pinned(node.root / "maps" / f"handled_v{layout.LAYOUT_VERSION}")
+    assert pinned is not None
+    handled = libbpf.Map(pinned)
+    try:
+        raw = handled.lookup(word(slot)) or b""
+    finally:
+        handled.close()
+    values = (raw[at : at + handled.value_size] for at in range(0, len(raw), handled.stride))
+    found = {cpu: encode.decode(layout.SendCounters, one).sent for cpu, one in enumerate(values)}
+    return {cpu: sent for cpu, sent in found.items() if sent}
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_copies_are_worked_at_there(node: HookedNode) -> None:
+    node.apply(node.plane())
+    payload = os.urandom(MSS * 20 + 17)
+    packet = super_packet(payload)
+    copies, plain, whole = node.capture(), node.sender(POD), node.sender(POD, offload=True)
+    plain.send(KINDS["IPv4"])
+    assert [inner(copy) for copy in copies.frames(1)] == [KINDS["IPv4"]]
+    whole.send(packet)
+    assert segments(packet, copies.frames(21), 4) == payload
+    node.settled(1)
+    (cpu,) = node.export_cpus
+    assert sent_by_cpu(node, 1) == {cpu: 22}
+
+
+def test_what_finds_no_room_is_counted_in_segments(node: HookedNode) -> None:
+    """A far end that takes nothing is to the sender what a full queue is."""
+    node.apply(node.plane())
+    arrived, plain, whole = node.receiver(PEER, offload=True), node.sender(POD), node.sender(POD, offload=True)
+    ip("link", "set", WAY.far, "mtu", "68")
+    plain.send(KINDS["IPv4"])
+    ip("link", "set", WAY.far, "down")
+    whole.send(super_packet(os.urandom(MSS * 20 + 17)))
+    assert len(arrived.frames(2)) == 2
+    counters = node.settled(1)
+    assert (counters.seen, counters.handed, counters.sent) == (22, 0, 0)
+    assert dict(counters.dropped) == {"handover": 22}
+    assert node.pipeline.counters().pair_dropped == 0
+
+
+def test_a_second_tap_is_not_charged_for_the_first(node: HookedNode) -> None:
+    node.apply(node.two_taps(first(1), node.plane().programs["shop/web"]))
+    copies, whole = node.capture(), node.sender(POD, offload=True)
+    ip("link", "set", WAY.far, "down")
+    whole.send(super_packet(os.urandom(MSS * 10)))
+    assert keys(copies.frames(1)) == [1], "a cut segment has its own way"
+    assert dict(node.settled(1).dropped) == {}
+    assert dict(node.settled(3).dropped) == {"handover": 10}
+
+
+def test_set_aside_or_not_may_change_with_any_start_and_no_copy_is_lost(node: HookedNode) -> None:
+    node.apply(node.plane())
+    copies, sender, cpus = node.capture(), node.sender(POD), node.export_cpus
+    for round_, export_cpus in enumerate((frozenset[int](), cpus, cpus, frozenset[int](), cpus)):
+        sender.send(KINDS["IPv4"])
+        node.export_cpus = export_cpus
+        node.reopen()
+        sender.send(KINDS["IPv4"])
+        node.apply(node.plane())
+        assert (links.index_of(WAY.far) is not None) == bool(export_cpus)
+        assert steering.steered(WAY.far) == export_cpus
+        sender.send(KINDS["IPv4"])
+        assert [inner(copy) for copy in copies.frames(3)] == [KINDS["IPv4"]] * 3, round_
+    counters = node.settled(1)
+    assert (counters.seen, counters.sent, dict(counters.dropped)) == (15, 15, {})
+    assert node.pipeline.stale() == 0
+
+
+@pytest.mark.parametrize("break_it", [("link", "del", WAY.near), ("link", "set", WAY.far, "down")], ids=["gone", "down"])
+def test_a_way_that_somebody_broke_is_made_again(node: HookedNode, break_it: tuple[str, ...]) -> None:
+    node.apply(node.plane())
+    ip(*break_it)
+    assert any("pair" in step.lower() for step in node.pipeline.verify(node.plane()))
+    node.apply(node.plane())
+    copies = node.capture()
+    node.sender(POD).send(KINDS["IPv6"])
+    assert [inner(copy) for copy in copies.frames(1)] == [KINDS["IPv6"]]
+
+
+def test_steering_that_somebody_changed_is_set_again(node: HookedNode) -> None:
+    node.apply(node.plane())
+    steering.steer(WAY.far, frozenset())
+    assert node.pipeline.verify(node.plane()) != []
+    node.apply(node.plane())
+    assert steering.steered(WAY.far) == node.export_cpus
+
+
+def test_nothing_is_left(node: HookedNode) -> None:
+    node.apply(node.plane())
+    node.pipeline.destroy()
+    assert [state.name for state in links.stamped() if "pair" in state.alias] == []
+    node.reopen_closed()
+    wait_until(lambda: links.index_of(WAY.far) is not None, "the way is there again")
+
+
+def test_a_cpu_that_is_not_there_is_said(node: HookedNode) -> None:
+    node.pipeline.close()
+    with pytest.raises(TellUser, match=r"^--export-cpus: CPU 4095 is not up on this node; these are: 0"):
+        Pipeline.open(node.root, "test-node", frozenset({4095}))
+    node.reopen_closed()
+
+
+def test_a_sysfs_that_cannot_be_written_is_said(node: HookedNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    node.pipeline.close()
+    devices.remove_handover("test-node")
+    monkeypatch.setattr(steering, "VIRTUAL_DEVICES", Path("/sys/devices/virtual/net"))
+    with pytest.raises(TellUser, match=f"lacks {WAY.far}: let it show the network namespace that the agent is in"):
+        Pipeline.open(node.root, "test-node", node.export_cpus)
+    monkeypatch.undo()
+    node.export_cpus = frozenset()
+    node.reopen_closed()

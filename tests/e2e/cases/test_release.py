@@ -1,4 +1,4 @@
-"""The release itself: upgraded under traffic, in privileged mode and without, with a CPU set aside, and removed without a trace."""
+"""The release itself: upgraded under traffic, with privilege and without, with a CPU set aside, and removed without a trace."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.dataplane.handing_over import handing_over
+from tests.dataplane.handing_over import TELLS_DROPS, handing_over, is_before
 from tests.dataplane.hooked_node import PEER, POD, HookedNode
 from tests.dataplane.test_ebpf_hooks import KINDS, MSS, first, inner, keys, segments, super_packet
 from tests.unit.pipeline.node import ip, wait_until, why_not
@@ -155,3 +155,15 @@ def test_a_sysfs_that_cannot_be_written_is_said(node: HookedNode, monkeypatch: p
     monkeypatch.undo()
     node.export_cpus = frozenset()
     node.reopen_closed()
+
+
+@pytest.mark.skipif(not is_before(TELLS_DROPS), reason="this kernel can do it")
+def test_an_old_kernel_is_said_and_nothing_of_it_stays() -> None:
+    if reason := why_not():
+        pytest.skip(reason)
+    with HookedNode() as node:
+        node.pipeline.close()
+        with pytest.raises(TellUser, match=r"^--export-cpus: .* Linux 6\.6 or newer is needed"):
+            Pipeline.open(node.root, "test-node", frozenset({0}))
+        node.reopen_closed()
+        assert links.index_of(WAY.far) is None

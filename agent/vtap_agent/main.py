@@ -72,7 +72,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default=frozenset(),
         metavar="LIST",
         help="CPUs, like 2-3,6, that work at what is copied at pods' own devices (EBPF), in place of those that carry the pods'"
-        " packets; Linux 6.6",
+        " packets (single packets and super-packets of TCP)",
     )
     parser.add_argument("--first-key", type=int, default=MAX_SLOTS, help="first stream key of this node (default: %(default)s)")
     parser.add_argument(

@@ -47,6 +47,11 @@ def one_in(number: int) -> TapProgram:
     return TapProgram(Action.INCLUDE, (), Sampling(SamplingType.ONE_IN, one_in=number))
 
 
+def refuse_tcx(_program: int, ifindex: int, **_where: bool) -> int:
+    """As kernels before Linux 6.6 do."""
+    raise BpfError(errno.EINVAL, f"attach to interface {ifindex}")
+
+
 @pytest.fixture(params=["tcx", "clsact", "handover"])
 def node(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HookedNode]:
     """As on this kernel, as before Linux 6.6, and with a CPU set aside for copies."""
@@ -57,11 +62,7 @@ def node(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_pa
             yield made
         return
     if request.param == "clsact":
-
-        def refuse(_program: int, ifindex: int, **_where: bool) -> int:
-            raise BpfError(errno.EINVAL, f"attach to interface {ifindex}")
-
-        monkeypatch.setattr(libbpf, "attach_tcx", refuse)
+        monkeypatch.setattr(libbpf, "attach_tcx", refuse_tcx)
     with HookedNode() as made:
         yield made
 

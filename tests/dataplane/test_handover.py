@@ -3,27 +3,47 @@
 from __future__ import annotations
 
 import os
+import struct
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.dataplane.handing_over import TELLS_DROPS, handing_over, is_before
+from tests.dataplane.handing_over import handing_over
 from tests.dataplane.hooked_node import PEER, POD, HookedNode
-from tests.dataplane.test_ebpf_hooks import KINDS, MSS, first, inner, keys, segments, super_packet
-from tests.unit.pipeline.node import ip, wait_until, why_not
+from tests.dataplane.test_ebpf_hooks import (
+    BROADCAST,
+    KINDS,
+    MSS,
+    datagram,
+    first,
+    inner,
+    keys,
+    refuse_tcx,
+    segments,
+    super_packet,
+)
+from tests.unit.pipeline import frames
+from tests.unit.pipeline.node import PEER_MAC, POD_MAC, ip, wait_until, why_not
 from vtap_agent.drivers import libbpf, links, steering
 from vtap_agent.errors import TellUser
-from vtap_agent.pipeline import Pipeline, devices, encode, layout
+from vtap_agent.pipeline import Pipeline, devices, encode, handover, layout
 from vtap_agent.pipeline.kernel import word
+from vtap_agent.plan.dataplane import Action, Sampling, SamplingType, TapProgram
 
+NEEDS_CHECKSUM, GSO_UDP_L4 = 1, 5
+"""Of struct virtio_net_hdr."""
 WAY = devices.handover_devices("test-node")
 
 
-@pytest.fixture
-def node(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HookedNode]:
+@pytest.fixture(params=["tcx", "clsact"])
+def node(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HookedNode]:
+    """As on this kernel, and as before Linux 6.6."""
     if reason := why_not():
         pytest.skip(reason)
+    if request.param == "clsact":
+        monkeypatch.setattr(libbpf, "attach_tcx", refuse_tcx)
     with handing_over(monkeypatch, tmp_path) as made:
         yield made
 
@@ -157,13 +177,92 @@ def test_a_sysfs_that_cannot_be_written_is_said(node: HookedNode, monkeypatch: p
     node.reopen_closed()
 
 
-@pytest.mark.skipif(not is_before(TELLS_DROPS), reason="this kernel can do it")
-def test_an_old_kernel_is_said_and_nothing_of_it_stays() -> None:
+def test_a_kernel_that_does_not_tell_what_it_drops_is_refused_each_time(
+    node: HookedNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is not dropped looks the same as one of which that isn't told."""
+    node.apply(node.plane())
+    node.pipeline.close()
+    devices.remove_handover("test-node")
+    with monkeypatch.context() as patched:
+        patched.setattr(handover, "_PROBE", BROADCAST + POD_MAC + b"\x88\xb5" + bytes(46))
+        for _ in range(2):
+            with pytest.raises(TellUser, match=r"^--export-cpus: this kernel doesn't tell what a full queue drops"):
+                Pipeline.open(node.root, "test-node", node.export_cpus)
+            assert links.index_of(WAY.far) is None
+    copies = node.capture()
+    node.sender(POD).send(KINDS["IPv4"])
+    assert [inner(copy) for copy in copies.frames(1)] == [KINDS["IPv4"]], "copies are made as without the option"
+    node.reopen_closed()
+
+
+def test_a_way_left_half_made_is_not_taken(node: HookedNode) -> None:
+    """As by an agent killed while it looked what the kernel tells."""
+    node.apply(node.plane())
+    node.pipeline.close()
+    devices.make_handover("test-node", 68)
+    node.reopen_closed()
+    node.apply(node.plane())
+    copies = node.capture()
+    node.sender(POD).send(KINDS["IPv4"])
+    assert [inner(copy) for copy in copies.frames(1)] == [KINDS["IPv4"]]
+
+
+def test_a_queue_longer_than_there_are_tickets_is_refused(
+    node: HookedNode, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    backlog = tmp_path_factory.mktemp("sysctl") / "backlog"
+    backlog.write_text("250000\n")
+    node.pipeline.close()
+    with monkeypatch.context() as patched:
+        patched.setattr(handover, "BACKLOG", backlog)
+        with pytest.raises(TellUser, match=r"net\.core\.netdev_max_backlog is 250000, .* set it to \d+ at most"):
+            Pipeline.open(node.root, "test-node", node.export_cpus)
+    node.reopen_closed()
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_super_packets_of_udp_stay(node: HookedNode) -> None:
+    """Some would be taken apart in front of the crossing, and which can't be told."""
+    node.apply(node.plane())
+    payload = bytes(MSS * 3 + 5)
+    whole = frames.udp(frames.POD4, frames.PEER4, 9, 80, payload)
+    frame = frames.ethernet(PEER_MAC, POD_MAC, 0x0800, frames.ip(frames.POD4, frames.PEER4, 17, whole))
+    header = struct.pack("=BBHHHH", NEEDS_CHECKSUM, GSO_UDP_L4, 42, MSS, 34, 6)
+    copies = node.capture()
+    node.sender(POD, offload=True).send(header + frame)
+    assert len(copies.frames(4)) == 4
+    counters = node.settled(1)
+    assert (counters.seen, counters.sent) == (4, 4)
+    assert not node.export_cpus & sent_by_cpu(node, 1).keys()
+
+
+def test_sampled_flows_go_to_all_cpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Those whose hash is low are what the sampler keeps; by that alone they would all go to the first."""
     if reason := why_not():
         pytest.skip(reason)
-    with HookedNode() as node:
-        node.pipeline.close()
-        with pytest.raises(TellUser, match=r"^--export-cpus: .* Linux 6\.6 or newer is needed"):
-            Pipeline.open(node.root, "test-node", frozenset({0}))
-        node.reopen_closed()
-        assert links.index_of(WAY.far) is None
+    if len(steering.online_cpus()) < 2:
+        pytest.skip("needs two CPUs")
+    some = TapProgram(Action.INCLUDE, (), Sampling(SamplingType.FLOWS, flow_threshold=1 << 29))
+    with handing_over(monkeypatch, tmp_path, cpus=2) as node:
+        node.apply(node.plane(some))
+        sender = node.sender(POD)
+        for port in range(1, 513):
+            sender.send(datagram(4, b"", port=port))
+        counters = node.settled(1)
+        # Binomial: mean 64, standard deviation 7.5; six of them.
+        assert abs(counters.sent - 64) < 45
+        assert sent_by_cpu(node, 1).keys() == node.export_cpus
+
+
+def test_super_packets_may_be_as_large_as_the_kernel_makes_them(node: HookedNode) -> None:
+    """Else they would be taken apart in front of the crossing (BIG TCP)."""
+    limits = {}
+    for name in (WAY.near,):
+        listed = subprocess.run(
+            ["ip", "-d", "link", "show", "dev", name], check=True, capture_output=True, text=True
+        ).stdout.split()
+        limits[name] = {key: int(listed[listed.index(key) + 1]) for key in ("gso_max_size", "tso_max_size") if key in listed}
+    if "tso_max_size" not in limits[WAY.near]:
+        pytest.skip("the kernel or iproute2 says nothing of it")
+    assert limits[WAY.near]["gso_max_size"] == limits[WAY.near]["tso_max_size"]

@@ -250,6 +250,7 @@ struct control {
 #define TICKET_LIMITED 4
 #define TICKET_CUT 8 /* cut out of a super-packet by `pick` */
 #define TICKET_ORIGINAL 16 /* on a clone of an original, until `enter` has seen it */
+#define TICKET_HANDOVER 32 /* beside that: it goes to CPUs set aside for copies */
 #define TICKET_NO_MORE 0xffff /* in place of a segment that follows */
 
 /* What `pick` knows of a packet and `send` needs for each of its segments. */

@@ -160,20 +160,22 @@ static __always_inline void hand_over_clone(struct __sk_buff *skb, struct pick *
 	}
 }
 
-/* A clone of an original, to the near end on this CPU, or to others that work at it. Where their queue has no room the device says
- * so, from Linux 6.6 on. */
-static __always_inline void hand_over_original(struct __sk_buff *skb, struct pick *c, struct pick_counters *counters,
-					       const struct control *control, __u32 mark)
+/* Where clones of originals go that are worked at elsewhere, 0 for those that stay. Only what is sure to cross in one piece goes: what
+ * the device would have to take apart, such as super-packets of UFO, can't be told from other super-packets of UDP. */
+static __always_inline __u32 way_over(const struct __sk_buff *skb, const struct pick *c, const struct control *control)
+{
+	return !skb->gso_size || c->packet.meta & META_HAS_TCP_FLAGS ? control->handover_ifindex : 0;
+}
+
+/* A clone of an original to CPUs set aside for copies. Where their queue has no room the device says so. */
+static __always_inline void hand_over_elsewhere(struct __sk_buff *skb, struct pick *c, struct pick_counters *counters, __u32 mark,
+						__u32 ifindex)
 {
 	long result;
 
-	if (!control->handover_ifindex) {
-		hand_over_clone(skb, c, mark, control->near_ifindex);
-		return;
-	}
 	c->ended = 0;
 	skb->mark = mark;
-	result = bpf_clone_redirect(skb, control->handover_ifindex, 0);
+	result = bpf_clone_redirect(skb, ifindex, 0);
 	if (!result || c->ended)
 		return;
 	counters->handed -= c->segments;
@@ -281,6 +283,8 @@ static __always_inline int hand_over(struct __sk_buff *skb, struct pick *c, stru
 			choose_cut_queue(skb, control, skb->ifindex);
 		else
 			choose_queue(skb, cursor, control, c->segments);
+	} else {
+		ifindex = way_over(skb, c, control);
 	}
 	ticket = take_ticket(cursor, control, &mark);
 	if (!ticket) {
@@ -295,7 +299,8 @@ static __always_inline int hand_over(struct __sk_buff *skb, struct pick *c, stru
 	ticket->cut = kept_bytes(program, c);
 	ticket->slot = slot;
 	ticket->program = selection->entry >> 16;
-	ticket->mode = selection->mode | (program->cost_per_byte ? TICKET_LIMITED : 0) | (original ? TICKET_ORIGINAL : 0);
+	ticket->mode = selection->mode | (program->cost_per_byte ? TICKET_LIMITED : 0) | (original ? TICKET_ORIGINAL : 0) |
+		       (original && ifindex ? TICKET_HANDOVER : 0);
 	ticket->ethertype = c->packet.ethertype;
 	ticket->header_length = c->packet.header_length;
 	tag = c->strip && c->packet.tag_count;
@@ -308,7 +313,10 @@ static __always_inline int hand_over(struct __sk_buff *skb, struct pick *c, stru
 	counters->handed += c->segments;
 	if (original) {
 		own_mark = skb->mark;
-		hand_over_original(skb, c, counters, control, mark);
+		if (ifindex)
+			hand_over_elsewhere(skb, c, counters, mark, ifindex);
+		else
+			hand_over_clone(skb, c, mark, c->near_ifindex);
 		skb->mark = own_mark;
 		return 0;
 	}

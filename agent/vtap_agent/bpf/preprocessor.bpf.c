@@ -267,6 +267,8 @@ static __always_inline void read_cuts(const struct ticket *ticket, struct pick *
 	}
 }
 
+#define STEERING_MULTIPLIER 0x9e3779b1u /* 2^32 by the golden ratio (Knuth, TAOCP 3, 6.4) */
+
 /* A clone of an original on its way out of the near end, before the kernel takes it apart, or of the handover's. It comes from `watch`
  * on this very CPU, which waits for it meanwhile: what that knows of the packet still holds. */
 static __always_inline int enter_clone(struct __sk_buff *skb, struct ticket *ticket)
@@ -275,10 +277,12 @@ static __always_inline int enter_clone(struct __sk_buff *skb, struct ticket *tic
 	struct pick *known = bpf_map_lookup_elem(&picks, &zero), *c = bpf_map_lookup_elem(&entrants, &zero);
 	struct control *control = bpf_map_lookup_elem(&controls, &zero);
 	struct cursor *cursor = bpf_map_lookup_elem(&cursors, &zero);
+	int elsewhere;
 
 	if (!known || !c || !control || !cursor)
 		return TC_ACT_SHOT;
-	ticket->mode &= ~TICKET_ORIGINAL;
+	elsewhere = ticket->mode & TICKET_HANDOVER;
+	ticket->mode &= ~(TICKET_ORIGINAL | TICKET_HANDOVER);
 	__builtin_memcpy(c, known, sizeof(*c));
 	c->prepared = 0;
 	c->pending = skb->mark;
@@ -297,9 +301,10 @@ static __always_inline int enter_clone(struct __sk_buff *skb, struct ticket *tic
 			return bpf_redirect(c->pending_ifindex, 0);
 		}
 	}
-	if (skb->ifindex == control->handover_ifindex) {
+	if (elsewhere) {
 		write_ethertype(skb, ticket->ethertype); /* By which a super-packet will be taken apart. */
-		bpf_set_hash(skb, ticket->flow_hash); /* By which receive packet steering chooses a CPU. */
+		/* By which receive packet steering chooses a CPU: not the flow's own, of which a sampler may have taken only the low ones. */
+		bpf_set_hash(skb, ticket->flow_hash * STEERING_MULTIPLIER | 1);
 		return TC_ACT_UNSPEC;
 	}
 	choose_queue(skb, cursor, control, c->segments);

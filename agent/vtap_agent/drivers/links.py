@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 STAMP = "vtap.dev"
 LARGEST_MTU = 65535
+LARGEST_SUPER_PACKET = 8 * 65535
+"""Bytes: GSO_MAX_SIZE of the kernel, which veth has."""
 SIOCETHTOOL = 0x8946
 ETHTOOL_SETTERS = {"tx": 0x17, "sg": 0x19, "tso": 0x1F, "gso": 0x24, "gro": 0x2C}
 ETHTOOL_GETTERS = {"tx": 0x16, "sg": 0x18, "tso": 0x1E, "gso": 0x23, "gro": 0x2B}
@@ -42,6 +44,7 @@ NLM_F_EXCL = 0x200
 IFF_UP, IFF_NOARP, IFF_MULTICAST = 0x1, 0x80, 0x1000
 IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_STATS64 = 3, 4, 18, 20, 23
 IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES, IFLA_GRO_MAX_SIZE = 31, 32, 58
+IFLA_GSO_MAX_SIZE, IFLA_GSO_IPV4_MAX_SIZE = 41, 63
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
 IFLA_AF_SPEC, IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 26, 8, 1
 _IFINFOMSG = struct.Struct("=BxHiII")
@@ -222,6 +225,17 @@ def silence(name: str, alias: str, mtu: int = LARGEST_MTU) -> None:
 def set_gro_limit(name: str, size: int) -> None:
     """Lets GRO build nothing larger than `size` bytes (IPv4 too, where the kernel keeps that apart: Linux 6.3)."""
     _change(name, attributes=_number(IFLA_GRO_MAX_SIZE, size))
+
+
+def set_gso_limit(name: str, size: int = LARGEST_SUPER_PACKET) -> None:
+    """Lets super-packets of up to `size` bytes leave whole. Where the kernel refuses, it has no larger ones than others do."""
+    for kind in (IFLA_GSO_MAX_SIZE, IFLA_GSO_IPV4_MAX_SIZE):
+        try:
+            _change(name, attributes=_number(kind, size))
+        except NetlinkError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                raise
+            log.debug("%s keeps its limit of super-packets: %s", name, error)
 
 
 def _ioctl(name: str, payload: array.array[int]) -> None:

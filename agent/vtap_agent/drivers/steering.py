@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from vtap_agent.errors import TellUser
 
 ONLINE = Path("/sys/devices/system/cpu/online")
 VIRTUAL_DEVICES = Path("/sys/devices/virtual/net")
+SOFTNET = Path("/proc/net/softnet_stat")
 _BITS = 32
 """In each group of a mask that the kernel writes and reads."""
 
@@ -53,6 +55,7 @@ def steered(device: str) -> frozenset[int]:
 def steer(device: str, cpus: frozenset[int]) -> None:
     """Let these CPUs work at what a device of one queue receives, flow by flow. `TellUser` where the kernel can't be told so."""
     file = _file(device)
+    isolated = "CPUs that the kernel isolates (isolcpus, nohz_full) take no received packets: set others aside"
     try:
         file.write_text(mask_of(cpus))
     except FileNotFoundError as error:
@@ -60,10 +63,21 @@ def steer(device: str, cpus: frozenset[int]) -> None:
             raise TellUser(f"{VIRTUAL_DEVICES} lacks {device}: let it show the network namespace that the agent is in") from error
         raise TellUser(f"the kernel has no receive packet steering (CONFIG_RPS): {file} is missing") from error
     except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise TellUser(f"{file} refuses {mask_of(cpus)}: {isolated}") from error
         raise TellUser(
             f"{file} can't be written ({error.strerror}): mount {VIRTUAL_DEVICES} of the node writable, as the chart does with"
             " agent.exportCPUs"
         ) from error
+    if missing := cpus - steered(device):
+        raise TellUser(f"{file} leaves out CPU {min(missing)}: {isolated}")
+
+
+def queued(cpus: Iterable[int]) -> int:
+    """Received packets that wait for these CPUs now (/proc/net/softnet_stat: the 12th column, and the CPU in the 13th)."""
+    wanted = frozenset(cpus)
+    rows = (line.split() for line in SOFTNET.read_text().splitlines())
+    return sum(int(row[11], 16) for row in rows if int(row[12], 16) in wanted)
 
 
 def _file(device: str) -> Path:

@@ -138,9 +138,10 @@ def handover_devices(node: str) -> PairDevices:
 
 
 def handover_is_good(node: str) -> bool:
-    """Whether both ends are there, up and ours."""
+    """Whether both ends are there, up and ours, and the far end takes what comes."""
     names = handover_devices(node)
-    return all(_good(links.find(name), pair_alias(node), 1) for name in (names.near, names.far))
+    near, far = links.find(names.near), links.find(names.far)
+    return all(_good(end, pair_alias(node), 1) for end in (near, far)) and far is not None and far.mtu == links.LARGEST_MTU
 
 
 def make_handover(node: str, far_mtu: int) -> None:
@@ -149,7 +150,13 @@ def make_handover(node: str, far_mtu: int) -> None:
     remove_handover(node)
     links.create_veth(names.near, names.far)
     links.silence(names.far, pair_alias(node), far_mtu)
+    links.set_gso_limit(names.near)
     links.silence(names.near, pair_alias(node))  # The second to come up is at work at once.
+
+
+def open_handover(node: str) -> None:
+    """The far end takes whatever comes."""
+    links.silence(handover_devices(node).far, pair_alias(node))
 
 
 def remove_handover(node: str) -> None:

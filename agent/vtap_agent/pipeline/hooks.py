@@ -81,16 +81,17 @@ class Hooks:
         return frozenset(feed for feed, place in places.items() if self._runs(place) and not self._is_behind(place))
 
     def can_enter(self) -> bool:
-        """Whether clones find `enter`."""
-        entrance = self._entrance()
-        return entrance is not None and self._runs(entrance)
+        """Whether clones find `enter`, wherever they go first."""
+        entrances = self._entrances()
+        return bool(entrances) and all(self._runs(entrance) for entrance in entrances)
 
-    def _entrance(self) -> _Place | None:
-        """Where clones go first: the handover's pair, if they are to leave this CPU, else the normalising pair."""
-        if handover := self._kernel.control().handover_ifindex:
-            return _Place("enter", ENTER_HANDOVER, handover, egress=True)
-        near = links.index_of(devices.pair_devices(self._node).near)
-        return _Place("enter", ENTER, near, egress=True) if near is not None else None
+    def _entrances(self) -> list[_Place]:
+        """The near ends of the normalising pair and, where there is one, of the handover's. Empty where the first has gone."""
+        near, handover = links.index_of(devices.pair_devices(self._node).near), self._kernel.control().handover_ifindex
+        if near is None:
+            return []
+        here = _Place("enter", ENTER, near, egress=True)
+        return [here, _Place("enter", ENTER_HANDOVER, handover, egress=True)] if handover else [here]
 
     def own_devices(self) -> frozenset[int]:
         """The devices that copies pass, by ifindex."""
@@ -99,22 +100,19 @@ class Hooks:
     # Changes
 
     def let_enter(self) -> None:
-        """`enter` where clones go first. `Retry` where that has gone."""
-        entrance = self._entrance()
-        if entrance is None:
+        """`enter` wherever clones go first. `Retry` where the normalising pair has gone."""
+        entrances = self._entrances()
+        if not entrances:
             raise Retry("the normalising pair has gone while attaching to it")
-        self._put(entrance)
+        for entrance in entrances:
+            self._put(entrance)
 
     def enter_handover(self, near: int) -> None:
         """`enter` at the near end of the handover's pair, before any clone is sent there."""
         self._put(_Place("enter", ENTER_HANDOVER, near, egress=True))
 
-    def leave_handover(self) -> None:
-        """`enter` at the normalising pair again, before clones are sent there; the handover's place is forgotten."""
-        near = links.index_of(devices.pair_devices(self._node).near)
-        if near is None:
-            raise Retry("the normalising pair has gone while attaching to it")
-        self._put(_Place("enter", ENTER, near, egress=True))
+    def forget_handover(self) -> None:
+        """When no clone is sent there any more."""
         self._pin(_Place("enter", ENTER_HANDOVER, 0, egress=True)).unlink(missing_ok=True)
 
     def attach(self, feed: Feed) -> None:

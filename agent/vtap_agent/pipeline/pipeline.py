@@ -12,9 +12,10 @@ from typing import TypeGuard
 from vtap_agent.drivers import links
 from vtap_agent.drivers.libbpf import possible_cpus
 from vtap_agent.errors import Retry
-from vtap_agent.pipeline import cuts, devices, encode, handover, layout
+from vtap_agent.pipeline import cuts, devices, encode, layout
 from vtap_agent.pipeline.counters import SlotCounters
-from vtap_agent.pipeline.diff import DRAIN, Observed, diff, peers_digest, receivers, shortfalls, unwritable
+from vtap_agent.pipeline.diff import Observed, diff, peers_digest, receivers, shortfalls, unwritable
+from vtap_agent.pipeline.handover import Handover
 from vtap_agent.pipeline.hooks import PORTS, Hooks, device_name
 from vtap_agent.pipeline.kernel import ZERO, Kernel, destroy_pins, tickets_per_cpu, unmount_bpffs, word
 from vtap_agent.pipeline.steps import (
@@ -49,7 +50,6 @@ class Pipeline:
     def __init__(self, root: Path, node: str, kernel: Kernel, export_cpus: frozenset[int] = frozenset()) -> None:
         self._root = root
         self._node = node
-        self._export_cpus = export_cpus
         self._kernel = kernel
         self._counters = SlotCounters(kernel)
         self._points_raw = b""
@@ -59,6 +59,7 @@ class Pipeline:
         self._slots = set(self._read_points())
         self.hooks = Hooks(kernel, node)
         """At pods' own devices, for the backend that copies there."""
+        self._handover = Handover(kernel, node, export_cpus, self.hooks)
 
     @staticmethod
     def open(root: Path, node: str, export_cpus: frozenset[int] = frozenset()) -> Pipeline:
@@ -227,20 +228,8 @@ class Pipeline:
         control.cut_ifindex = cuts.attach(self._kernel, self._node)
         control.near_ifindex, control.queues = near, devices.queues_per_cpu()
         control.tickets, control.cpus = tickets_per_cpu(), possible_cpus()
-        if self._export_cpus:
-            control.handover_ifindex = handover.attach(self._kernel, self._node, self._export_cpus, self.hooks.enter_handover)
         self._kernel.set_control(control)
-        if not self._export_cpus:
-            self._end_handover(control)
-
-    def _end_handover(self, control: layout.Control) -> None:
-        """Of an agent that had CPUs set aside: clones stay where they are made again, before the way over goes."""
-        if control.handover_ifindex:
-            self.hooks.leave_handover()
-            control.handover_ifindex = 0
-            self._kernel.set_control(control)
-            time.sleep(DRAIN)
-        devices.remove_handover(self._node)
+        self._handover.establish()
 
     def _pair_ready(self) -> bool:
         names = devices.pair_devices(self._node)
@@ -251,7 +240,7 @@ class Pipeline:
             and self._kernel.control().near_ifindex == links.index_of(names.near)
             and self._kernel.runs("send", names.far, far)
             and cuts.is_ready(self._kernel, self._node)
-            and handover.is_ready(self._kernel, self._node, self._export_cpus)
+            and self._handover.is_ready()
         )
 
     def _attach(self, key: Feed, device: str) -> None:
@@ -380,7 +369,7 @@ class Pipeline:
             if values:
                 unattributed[Feed(Backend.EBPF, "", direction)] = sum(value.unattributed for value in values)
         points = self._counters.read(self._slots.union(slots))
-        return NodeCounters(points=points, unattributed=unattributed, pair_dropped=devices.pair_dropped(self._node))
+        return NodeCounters(points, unattributed, devices.pair_dropped(self._node), self.stale())
 
     def stale(self) -> int:
         """Packets that came out of the pair without a ticket: 0 unless something else sends into it, or tickets ran out."""

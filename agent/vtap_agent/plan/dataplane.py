@@ -319,3 +319,5 @@ class NodeCounters:
     """Packets at a feed that fit no source; those of all EBPF feeds of a direction are one, without a place."""
     pair_dropped: int
     """Segments the kernel dropped between `pick` and `send`, by the pair's own device counters."""
+    stale: int = 0
+    """Packets that came out of the pair and were no copy, or so late that nobody knew any more whose."""

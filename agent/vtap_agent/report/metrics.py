@@ -135,6 +135,9 @@ def _node_metrics(reading: Reading) -> Iterable[Metric]:
     yield CounterMetricFamily(
         "vtap_pair_dropped_packets", "Segments dropped between pick and send", value=reading.counters.pair_dropped
     )
+    yield CounterMetricFamily(
+        "vtap_stale_packets", "Packets out of the pair that were no copy, or nobody's any more", value=reading.counters.stale
+    )
     yield CounterMetricFamily("vtap_ovs_purges", "Times all flows of vswitchd were revalidated", value=reading.purges)
     yield GaugeMetricFamily("vtap_agent_reading_age_seconds", "Since the counters shown were read", value=reading.age)
     yield GaugeMetricFamily("vtap_map_bytes", "Memory of the eBPF maps", value=reading.map_bytes)

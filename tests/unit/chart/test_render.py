@@ -124,6 +124,8 @@ def test_cpus_set_aside_come_with_the_place_to_say_so(render: Render) -> None:
     (container,) = _agent(render, "full")["containers"]
     assert "--export-cpus=1,2-3" in container["args"]
     assert {"name": "devices", "mountPath": "/sys/devices/virtual/net"} in container["volumeMounts"]
+    (one,) = _agent(render, "default", "agent.exportCPUs=0")["containers"]
+    assert "--export-cpus=0" in one["args"]
     (plain,) = _agent(render)["containers"]
     assert not any("export-cpus" in word for word in plain["args"])
     assert not any(mount["name"] == "devices" for mount in plain["volumeMounts"])

@@ -50,3 +50,23 @@ def test_a_device_that_sysfs_does_not_show(tmp_path: Path, monkeypatch: pytest.M
 
 def test_cpus_that_are_up_are_found() -> None:
     assert 0 in steering.online_cpus()
+
+
+def test_cpus_that_the_kernel_leaves_out_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel takes isolated CPUs out of what is written, or refuses it where nothing is left."""
+    monkeypatch.setattr(steering, "VIRTUAL_DEVICES", tmp_path)
+    (tmp_path / "veth0" / "queues" / "rx-0").mkdir(parents=True)
+    monkeypatch.setattr(steering, "steered", lambda _device: frozenset({2}))  # pyright: ignore[reportUnknownLambdaType]
+    with pytest.raises(TellUser, match=r"leaves out CPU 3: .*isolcpus"):
+        steer("veth0", frozenset({2, 3}))
+
+
+def test_what_waits_for_a_cpu_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rows as Linux 6.18 writes them, of CPUs 0 and 10."""
+    rows = [
+        "0002e5a1" + " 00000000" * 10 + " 00000003 00000000 00000003 00000000",
+        "00" * 4 + " 00000000" * 10 + " 00000020 0000000a",
+    ]
+    monkeypatch.setattr(steering, "SOFTNET", tmp_path / "softnet_stat")
+    (tmp_path / "softnet_stat").write_text("\n".join(rows) + "\n")
+    assert [steering.queued(cpus) for cpus in ({0}, {10}, {0, 10}, {1})] == [3, 32, 35, 0]

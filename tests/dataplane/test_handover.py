@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.dataplane.handing_over import handing_over
+from tests.dataplane.handing_over import OLD, handing_over
 from tests.dataplane.hooked_node import PEER, POD, HookedNode
 from tests.dataplane.test_ebpf_hooks import (
     BROADCAST,
@@ -230,7 +231,12 @@ def test_super_packets_of_udp_stay(node: HookedNode) -> None:
     frame = frames.ethernet(PEER_MAC, POD_MAC, 0x0800, frames.ip(frames.POD4, frames.PEER4, 17, whole))
     header = struct.pack("=BBHHHH", NEEDS_CHECKSUM, GSO_UDP_L4, 42, MSS, 34, 6)
     copies = node.capture()
-    node.sender(POD, offload=True).send(header + frame)
+    try:
+        node.sender(POD, offload=True).send(header + frame)
+    except OSError as error:
+        if error.errno == errno.EINVAL and os.uname().release.startswith(OLD):
+            pytest.skip("before Linux 6.2 packet sockets send no super-packets of UDP")
+        raise
     assert len(copies.frames(4)) == 4
     counters = node.settled(1)
     assert (counters.seen, counters.sent) == (4, 4)

@@ -358,7 +358,7 @@ def test_others_programs_run_whether_they_come_before_or_after_ours(
 
 
 def _without_tcx() -> bool:
-    return libbpf.attach_tcx.__name__ == "refuse"
+    return libbpf.attach_tcx is refuse_tcx
 
 
 def test_what_a_later_program_drops_was_copied_and_stays_dropped(node: HookedNode, compiled: Path) -> None:

@@ -39,8 +39,6 @@ test-kernel: ## Run the taps' contract under the distribution's kernel in QEMU, 
 .PHONY: e2e
 e2e: ## Run the whole product on Kubernetes: a kind cluster of its own, or CLUSTER=existing (NETWORK=local|upstream|preinstalled)
 	@scripts/setup e2e
-	@$(PYTHON) -m tests.e2e.cluster build
-	@$(PYTHON) -m pytest -q --numprocesses=2 --dist=loadfile tests/e2e/apiserver tests/e2e/test_harness.py tests/unit/chart
 	@CLUSTER=$(CLUSTER) NETWORK=$(NETWORK) $(PYTHON) -m tests.e2e
 
 .PHONY: check

@@ -4,7 +4,8 @@
     CLUSTER=existing NETWORK=preinstalled python -m tests.e2e      the one that KUBECONFIG names, with networks as it has them
     CLUSTER=NAME python -m tests.e2e                               one of `python -m tests.e2e.cluster up NAME`
 
-Neighbouring cases that the list calls `together` run three at a time, each in a namespace of its own.
+Neighbouring cases that the list calls `together` run two at a time, each in a namespace of its own.
+What needs no cluster (the real API server alone, the chart) is tested beside the first of them, on a new cluster.
 A case that is listed and not there, or there and not listed, or skipped, is a failure. The last line is `N passed, M failed`.
 Arguments go to pytest (`-k quickstart`); the last line then says, too, how many of the listed cases they left out.
 """
@@ -12,6 +13,8 @@ Arguments go to pytest (`-k quickstart`); the last line then says, too, how many
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -35,7 +38,9 @@ _OF_OUR_NODES = "kind"
 """Said of a case that needs nodes of our own making: their plugin, their containers, a place beside them."""
 _TOGETHER = "together"
 """Said of a case, and of all in its file, that others beside it do not disturb. It counts on a cluster made for the run."""
-_AT_A_TIME = 3
+_AT_A_TIME = 2
+_NO_CLUSTER = ("apiserver", "test_harness.py", "../unit/chart")
+"""Tests, from here, that need none, and what clusters are made of."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     outcomes = Outcomes()
     try:
-        _run(cases, arguments, outcomes)
+        failed_meanwhile = _run(cases, arguments, outcomes)
     except LabError as error:
         print(f"0 passed, 1 failed: {error}")
         return 1
@@ -95,19 +100,59 @@ def main(arguments: Sequence[str]) -> int:
     if not chosen:
         print("no case was chosen")
         return 1
-    failed = _print(chosen, outcomes, time.monotonic() - started, len(cases) - len(chosen))
+    failed = _print(chosen, outcomes, time.monotonic() - started, len(cases) - len(chosen), failed_meanwhile)
     return 1 if failed else 0
 
 
-def _run(cases: list[Case], arguments: Sequence[str], outcomes: Outcomes) -> None:
-    """By one run of pytest on a cluster that was there before, else by one for each phase."""
+@dataclass
+class Meanwhile:
+    """Tests in a process of their own, beside the first phase, which leaves much of the machine idle."""
+
+    process: subprocess.Popen[bytes] | None = None
+    output: Path | None = None
+    failed: int = 0
+    """1 where they did."""
+
+    def finish(self) -> None:
+        """Wait for them and print what they said."""
+        if self.process is None or self.output is None:
+            return
+        self.failed = int(self.process.wait() != 0)
+        print(self.output.read_text(), flush=True)
+        self.process = None
+
+
+@contextmanager
+def _tested_meanwhile(*, wanted: bool) -> Iterator[Meanwhile]:
+    with tempfile.TemporaryDirectory(prefix="vtap-e2e-") as folder:
+        if not wanted:
+            yield Meanwhile()
+            return
+        output = Path(folder) / "output"
+        command = [sys.executable, "-m", "pytest", "-q", "--numprocesses=2", "--dist=loadfile"]
+        with output.open("wb") as log:
+            process = subprocess.Popen([*command, *(str(_HERE / name) for name in _NO_CLUSTER)], stdout=log, stderr=log)
+        started = Meanwhile(process, output)
+        try:
+            yield started
+        finally:
+            if started.process is not None:
+                # Nobody waited for it: something else has failed. Its fixtures end with it.
+                started.process.send_signal(signal.SIGINT)
+            started.finish()
+
+
+def _run(cases: list[Case], arguments: Sequence[str], outcomes: Outcomes) -> int:
+    """By one run of pytest on a cluster that was there before, else by one for each phase. 1 where what ran meanwhile failed."""
     if os.environ.get("VTAP_E2E_CLUSTER"):
         _pytest(cases, arguments, outcomes)
-        return
-    with _one_cluster():
+        return 0
+    with _one_cluster(), _tested_meanwhile(wanted=not arguments) as meanwhile:
         for together, phase in phases(cases):
             several = [f"--numprocesses={_AT_A_TIME}", "--dist=load"] if together else []
             _pytest(phase, [*several, *arguments], outcomes)
+            meanwhile.finish()
+    return meanwhile.failed
 
 
 def _pytest(cases: list[Case], arguments: Sequence[str], outcomes: Outcomes) -> None:
@@ -143,7 +188,7 @@ def _one_cluster() -> Iterator[None]:
         yield
 
 
-def _print(cases: list[Case], outcomes: Outcomes, seconds: float, left_out: int) -> int:
+def _print(cases: list[Case], outcomes: Outcomes, seconds: float, left_out: int, failed_meanwhile: int) -> int:
     """The list with verdicts, and how many failed."""
     print("\ncases")
     for case in cases:
@@ -154,7 +199,9 @@ def _print(cases: list[Case], outcomes: Outcomes, seconds: float, left_out: int)
     for name in unlisted:
         print(f"  unlisted            {name}: add it to {_LIST.name}")
     passed = sum(outcomes.verdicts.get(name) == "passed" for name in names)
-    failed = len(names) - passed + len(unlisted)
+    if failed_meanwhile:
+        print("  failed              tests that need no cluster: see above, where they are")
+    failed = len(names) - passed + len(unlisted) + failed_meanwhile
     more = f", {left_out} left out" if left_out else ""
     print(f"{seconds / 60:.1f} minutes\n{passed} passed, {failed} failed{more}", flush=True)
     return failed

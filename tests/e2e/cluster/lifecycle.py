@@ -25,6 +25,8 @@ from vtap_lab.errors import comes_true
 
 _CREATE_TIMEOUT = 600.0
 _READY_TIMEOUT = 240.0
+_CONTROL_PLANE = "-control-plane"
+"""How kind ends the name of a node that pods go to only if they tolerate its taint."""
 _NAMED_BY_CONTENT = re.compile(r":(e2e-)?[0-9a-f]{12}$")
 
 
@@ -87,7 +89,7 @@ def up(built: Built, name: str, flavour: Flavour = "local", kubeconfig: Path | N
         kubectl.rollout("deployment/coredns", "kube-system", _READY_TIMEOUT)
     if flavour == "upstream":
         upstream.install(kubectl)
-    load(built, name, built.pods_image)
+    load(built, name, built.pods_image, workers_only=True)
     if kubeconfig is not None:
         shutil.copy(own, kubeconfig)
     return kubectl
@@ -112,10 +114,11 @@ def down(cache: Cache, name: str) -> None:
         shutil.rmtree(cache.root / "clusters" / name, ignore_errors=True)
 
 
-def load(built: Built, name: str, *images: str) -> None:
-    """Bring images from the runtime's store into every node of a cluster. Those named by their content are not brought twice."""
+def load(built: Built, name: str, *images: str, workers_only: bool = False) -> None:
+    """Bring images from the runtime's store into the nodes of a cluster. Those named by their content are not brought twice."""
     environment = _environment(built.cache, built.way)
-    nodes = run([built.program("kind"), "get", "nodes", "--name", name], env=environment).split()
+    found = run([built.program("kind"), "get", "nodes", "--name", name], env=environment).split()
+    nodes = [node for node in found if not (workers_only and node.endswith(_CONTROL_PLANE))]
     if not nodes:
         raise ClusterError(f"there is no cluster {name}; make it by: python -m tests.e2e.cluster up {name}")
     present = [
@@ -127,7 +130,11 @@ def load(built: Built, name: str, *images: str) -> None:
     archive = built.cache.cluster(name) / "images.tar"
     with step(f"loading {', '.join(wanted)}"):
         save_images(built.way, archive, *wanted)
-        run([built.program("kind"), "load", "image-archive", archive, "--name", name], timeout=600, env=environment)
+        run(
+            [built.program("kind"), "load", "image-archive", archive, "--name", name, "--nodes", ",".join(nodes)],
+            timeout=600,
+            env=environment,
+        )
         archive.unlink()
 
 

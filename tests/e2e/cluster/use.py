@@ -62,7 +62,7 @@ def _kept(cache: Cache, built: Built, name: str) -> Cluster:
     if not kubeconfig.exists():
         raise ClusterError(f"there is no cluster {name}; make it by: python -m tests.e2e.cluster up {name}")
     cluster = _handle(built, name, Kubectl(built.program("kubectl"), kubeconfig))
-    load(built, name, built.pods_image)
+    load(built, name, built.pods_image, workers_only=True)
     return cluster
 
 

@@ -215,6 +215,7 @@ def test_certificates_of_others_stay(
     uninstall: ModuleType, render: Render, environment: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     environment.setenv("REMOVE_CERTIFICATES", "false")
+    environment.setattr(uninstall, "UNREACHABLE_PATIENCE", 1.0)
     cluster = _cluster(render, {"a": True})
     assert _run(uninstall, cluster, environment, tmp_path) == 0
     assert cluster.names(SECRETS) == {"vtap-ca", "vtap-agent-tls", "vtap-collector-default-tls", "somebody-elses"}

@@ -71,7 +71,6 @@ from bench.tapped import MATCHED_PORT, NAMESPACE, TAPPED, Outcome, RawMirror, Ro
 from vtap_lab.errors import LabError
 from vtap_lab.lab import PLAIN_BRIDGE, Lab, LabOptions
 
-"""As the lab calls it to its agent."""
 FRAME = 1514
 TRICKLE_FRAME = 512
 SHARE = 100

@@ -23,7 +23,7 @@ BACKLOG = Path("/proc/sys/net/core/netdev_max_backlog")
 _TICKETS_A_PLACE = 4
 """A CPU's queue holds up to twice its limit, and what left it is on its way for a while more."""
 _LOOK_EVERY, _LOOKS = 0.05, 40
-"""Seconds, and how often: what is in the queue takes a second to work at, at most."""
+"""Seconds between looks, and how many: a full queue of super-packets takes about a second to work at."""
 _SMALL_MTU = 68
 """Bytes, the least that any device may have (RFC 791)."""
 _PROBE = b"\xff" * 12 + b"\x88\xb5" + bytes(10 * _SMALL_MTU)

@@ -46,7 +46,7 @@ LABELS = ({"app": "web"}, {"app": "db", "example.com/app": "web"}, {})
 """Of pods that random selectors may select."""
 
 hundreds = settings(
-    max_examples=200, deadline=None, database=None, print_blob=True, phases=(Phase.generate, Phase.shrink),
+    max_examples=300, deadline=None, database=None, print_blob=True, phases=(Phase.generate, Phase.shrink),
     suppress_health_check=(HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large),
 )  # fmt: skip
 

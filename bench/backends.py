@@ -11,7 +11,8 @@ request/response over TCP, none of which the filter matches.
 Production (both pods and vswitchd, with the softirqs that they cause) has all cores but the last. The last has what becomes
 of copies beyond the node, and who reads them: the router, the collector, the agent, and tcpdump. What a way to copy does in
 production's own context stays there, as it does on a node that nobody has tuned: cloning, segmenting, the switch's second
-output, `pick` behind the switch, encapsulation. "Busy" is production's cores only. `--handover` has
+output, `pick` behind the switch, encapsulation. "Busy" is production's cores only. The node's uplink hands frames to a ring
+that the last core looks into every 50 µs, as a network card with interrupt moderation does (decision 0106). `--handover` has
 EBPF's copies worked at on the last core, which costs an interrupt between cores for many of them: dear on virtual machines.
 
 All copies but those of packet sockets go to the same collector over the same two hops; tcpdump writes to /dev/null. Then, on
@@ -65,12 +66,14 @@ from bench.backends_goals import (
     udp_by_size,
 )
 from bench.backends_peers import TcMirred, Tcpdump
-from bench.cores import Placement, busy_seconds, pin, placement, steer
+from bench.cores import Placement, busy_seconds, pin, placement, receive_as_a_card, steer
 from bench.measure import Figures, Sample, interleave, table, write_json
 from bench.tapped import MATCHED_PORT, NAMESPACE, TAPPED, Outcome, RawMirror, Row, Tapped, VirtualTaps
 from vtap_lab.errors import LabError
 from vtap_lab.lab import PLAIN_BRIDGE, Lab, LabOptions
 
+UPLINK, UPLINK_PEER = "up0", "node0"
+"""The node's, and its far end in the router."""
 FRAME = 1514
 TRICKLE_FRAME = 512
 SHARE = 100
@@ -241,7 +244,9 @@ def _bench(options: Options, settings: LabOptions, where: Placement) -> Iterator
             if lab.has_switch and lab.switch.vswitchd_pid is not None:
                 pin(lab.switch.vswitchd_pid, where.production)
             if where.apart:
-                steer(lab.router, ["node0", "col0"], where.export)
+                lab.run(lab.node, "ethtool", "-K", UPLINK, "tso", "off")
+                receive_as_a_card(lab.router, UPLINK_PEER, where.export)
+                steer(lab.router, ["col0"], where.export)
                 steer(lab.collector, ["eth0"], where.export)
             bench = Bench(Tapped(lab, Path(storage), where, handover=options.handover and where.apart), where, options)
             bench.calibrate()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,13 @@ from pathlib import Path
 
 from vtap_lab.errors import LabError
 from vtap_lab.processes import run_in
+
+MODERATION = 50_000
+"""Nanoseconds between two looks into the ring while there is traffic: as cards' drivers moderate interrupts by default."""
+IDLE_LOOKS = 20
+"""In vain, after which the next packet wakes the thread."""
+FIRST = os.sched_param(os.sched_get_priority_min(os.SCHED_FIFO))
+"""A card doesn't wait for its turn: whatever else its cores do, the ring is emptied."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,43 @@ def steer(namespace: str, devices: Sequence[str], cores: Sequence[int]) -> None:
     loop = f'for queue in /sys/class/net/"$device"/queues/rx-*/rps_cpus; do [ ! -e "$queue" ] || echo {mask} > "$queue"; done'
     script = f"mount -t sysfs none /sys && for device in {' '.join(devices)}; do {loop}; done"
     run_in(namespace, ["unshare", "--mount", "sh", "-ec", script])
+
+
+def receive_as_a_card(namespace: str, device: str, cores: Sequence[int]) -> None:
+    """What the veth `device` receives is fetched by a kernel thread on these cores, as a card with interrupt moderation fetches it.
+
+    Whoever sends to it writes a descriptor to a ring and goes on; without this, each packet interrupts another core, which no network
+    card asks of a sender and which costs a virtual machine more than all else that becomes of a copy. The other end must be
+    without TSO, or the kernel passes this thread by.
+    """
+    before = _napi_threads(device)
+    settings = {"gro_flush_timeout": MODERATION, "napi_defer_hard_irqs": IDLE_LOOKS, "threaded": 1}
+    writes = "; ".join(f"echo {value} > /sys/class/net/{device}/{setting}" for setting, value in settings.items())
+    run_in(namespace, ["ethtool", "-K", device, "gro", "on"])
+    run_in(namespace, ["unshare", "--mount", "sh", "-ec", f"mount -t sysfs none /sys; {writes}"])
+    threads = _napi_threads(device) - before
+    if not threads:
+        raise LabError(f"{device} of {namespace} has no thread that receives")
+    for thread in threads:
+        os.sched_setaffinity(thread, cores)
+        os.sched_setscheduler(thread, os.SCHED_FIFO, FIRST)
+
+
+def _napi_threads(device: str) -> set[int]:
+    """Process ids of the kernel's threads that receive for devices of this name, in any namespace (Linux: dev_set_threaded)."""
+    name = re.compile(rf"napi/{re.escape(device)}-\d+")
+    found: set[int] = set()
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and name.fullmatch(_comm(process)):
+            found.add(int(process.name))
+    return found
+
+
+def _comm(process: Path) -> str:
+    try:
+        return (process / "comm").read_text().strip()
+    except OSError:  # It has ended.
+        return ""
 
 
 def busy_seconds(cores: Sequence[int]) -> float:

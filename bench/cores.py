@@ -63,11 +63,11 @@ def steer(namespace: str, devices: Sequence[str], cores: Sequence[int]) -> None:
 
 
 def receive_as_a_card(namespace: str, device: str, cores: Sequence[int]) -> None:
-    """What the veth `device` receives is fetched by a kernel thread on these cores, as a card with interrupt moderation fetches it.
+    """What the veth `device` receives is fetched by a kernel thread on these cores, as by a card with interrupt moderation.
 
-    Whoever sends to it writes a descriptor to a ring and goes on; without this, each packet interrupts another core, which no network
-    card asks of a sender and which costs a virtual machine more than all else that becomes of a copy. The other end must be
-    without TSO, or the kernel passes this thread by.
+    Whoever sends to it writes a descriptor to a ring and goes on; without this, each packet interrupts another core, which no
+    network card asks of a sender and which costs a virtual machine more than all else that becomes of a copy. The other end
+    must be without TSO, or the kernel passes this thread by.
     """
     before = _napi_threads(device)
     settings = {"gro_flush_timeout": MODERATION, "napi_defer_hard_irqs": IDLE_LOOKS, "threaded": 1}

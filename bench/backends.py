@@ -12,8 +12,9 @@ Production (both pods and vswitchd, with the softirqs that they cause) has all c
 of copies beyond the node, and who reads them: the router, the collector, the agent, and tcpdump. What a way to copy does in
 production's own context stays there, as it does on a node that nobody has tuned: cloning, segmenting, the switch's second
 output, `pick` behind the switch, encapsulation. "Busy" is production's cores only. The node's uplink hands frames to a ring
-that the last core looks into every 50 µs, as a network card with interrupt moderation does (decision 0106). `--handover` has
-EBPF's copies worked at on the last core, which costs an interrupt between cores for many of them: dear on virtual machines.
+that the last core looks into every 50 µs, as a network card with interrupt moderation does (decision 0106). "EBPF on export
+CPUs" has copies worked at on the last core too, which costs an interrupt between cores for many of them: dear on virtual
+machines.
 
 All copies but those of packet sockets go to the same collector over the same two hops; tcpdump writes to /dev/null. Then, on
 a lab with a plain bridge: one tap on the node, and 100 of as many pods, of which one has traffic.
@@ -43,6 +44,7 @@ from bench.backends_goals import (
     FILTERED,
     FULL,
     GROUP,
+    HANDED,
     MIRRED,
     MIRROR,
     P50,
@@ -68,7 +70,7 @@ from bench.backends_goals import (
 from bench.backends_peers import TcMirred, Tcpdump
 from bench.cores import Placement, busy_seconds, pin, placement, receive_as_a_card, steer
 from bench.measure import Figures, Sample, interleave, table, write_json
-from bench.tapped import MATCHED_PORT, NAMESPACE, TAPPED, Outcome, RawMirror, Row, Tapped, VirtualTaps
+from bench.tapped import MATCHED_PORT, NAMESPACE, TAPPED, HandedOver, Outcome, RawMirror, Row, Tapped, VirtualTaps
 from vtap_lab.errors import LabError
 from vtap_lab.lab import PLAIN_BRIDGE, Lab, LabOptions
 
@@ -108,8 +110,6 @@ class Options:
     tso: bool
     underlay_mtu: int
     taps: int
-    handover: bool
-    """Whether copies of the backend EBPF are worked at on the cores of export."""
     only: str
     """A regular expression for names of rows; those without a tap are measured always."""
     quick: bool
@@ -224,7 +224,8 @@ def backend_rows() -> Mapping[str, Row]:
     for variant in (FULL, FILTERED):
         peers[row_name(CAPTURE, variant)] = Tcpdump(variant, in_pod=False)
         peers[row_name(SIDECAR, variant)] = Tcpdump(variant, in_pod=True)
-    return {BASELINE: Row(), AGAIN: Row(), RAW: RawMirror(), **ours, **peers}
+    handed = {row_name(HANDED, FULL): HandedOver(backend=EBPF)}
+    return {BASELINE: Row(), AGAIN: Row(), RAW: RawMirror(), **ours, **handed, **peers}
 
 
 def tap_rows(others: Sequence[str]) -> Mapping[str, Row]:
@@ -248,7 +249,7 @@ def _bench(options: Options, settings: LabOptions, where: Placement) -> Iterator
                 receive_as_a_card(lab.router, UPLINK_PEER, where.export)
                 steer(lab.router, ["col0"], where.export)
                 steer(lab.collector, ["eth0"], where.export)
-            bench = Bench(Tapped(lab, Path(storage), where, handover=options.handover and where.apart), where, options)
+            bench = Bench(Tapped(lab, Path(storage), where), where, options)
             bench.calibrate()
             yield bench
     finally:
@@ -346,8 +347,7 @@ def verdicts(rows: Mapping[str, Figures], judgements: Sequence[Judgement]) -> st
 
 def _about(options: Options, where: Placement) -> str:
     paces = f"paced at {options.paced:g} Mb/s and {options.paced_datagrams:g} datagrams a second"
-    handed = ", EBPF's copies worked at there" if options.handover and where.apart else ""
-    return f"{options.rounds} rounds, TCP {options.seconds:g} s; {paces}; {where}{handed}"
+    return f"{options.rounds} rounds, TCP {options.seconds:g} s; {paces}; {where}"
 
 
 def _options() -> Options:
@@ -356,10 +356,9 @@ def _options() -> Options:
     parser.add_argument("--seconds", type=int, default=2, help="of a TCP load; the others follow")
     parser.add_argument("--paced", type=float, default=500.0, help="Mb/s of the paced TCP stream")
     parser.add_argument("--paced-datagrams", type=float, default=5000.0, help="a second")
-    parser.add_argument("--taps", type=int, default=100, help="how many are compared with one")
+    parser.add_argument("--taps", type=int, default=100, help="how many are compared with one; 0 leaves that out")
     parser.add_argument("--underlay-mtu", type=int, default=1700)
     parser.add_argument("--tso", choices=("on", "off"), default="on", help="super-packets through Open vSwitch")
-    parser.add_argument("--handover", action="store_true", help="let the last core work at EBPF's copies (--export-cpus)")
     parser.add_argument(
         "--only", default="", help="a regular expression: rows whose names it is found in, beside those without tap"
     )
@@ -375,10 +374,15 @@ def _options() -> Options:
         tso=given.tso == "on",
         underlay_mtu=given.underlay_mtu,
         taps=given.taps,
-        handover=given.handover,
         only=given.only,
         quick=given.quick,
     )
+
+
+def _result_name(options: Options) -> str:
+    if options.quick:
+        return "backends-quick"
+    return "backends-part" if options.only or not options.taps else "backends"
 
 
 def main() -> int:
@@ -389,26 +393,30 @@ def main() -> int:
     tso = "on" if options.tso else "off"
     print(tables(f"Backends on Open vSwitch in user space, TSO {tso}. {_about(options, where)}", backends))
     print("".join(f"{name}: not to be had: {why}\n" for name, why in UNAVAILABLE.items()))
-    many, more = measure_taps(options, where)
-    print(tables(f"Taps on a node, EBPF on a plain bridge. {_about(options, where)}", many))
-    of_backends, of_taps = judge_backends(backends), judge_taps(many, options.taps)
+    of_backends = judge_backends(backends)
     print(verdicts(backends, of_backends))
-    print(verdicts(many, of_taps))
-    failures += more
-    print("".join(f"failed: {failure}\n" for failure in failures), end="")
     content = {
         "options": vars(options),
         "placement": str(where),
         "rows": {name: row.samples for name, row in backends.items()},
-        "taps": {name: row.samples for name, row in many.items()},
         "noise": noises(backends),
-        "noise of taps": noises(many),
         "unavailable": UNAVAILABLE,
-        "goals": [{"goal": one.goal, "figures": one.figures, "verdict": one.verdict} for one in (*of_backends, *of_taps)],
-        "failures": failures,
+        "goals": [vars(one) for one in of_backends],
     }
-    name = "backends-quick" if options.quick else "backends"
-    print(f"{write_json(name, content)}, in {(time.monotonic() - started) / 60:.0f} min")
+    if options.taps:
+        many, more = measure_taps(options, where)
+        failures += more
+        of_taps = judge_taps(many, options.taps)
+        print(tables(f"Taps on a node, EBPF on a plain bridge. {_about(options, where)}", many))
+        print(verdicts(many, of_taps))
+        content |= {
+            "taps": {name: row.samples for name, row in many.items()},
+            "noise of taps": noises(many),
+            "goals of taps": [vars(one) for one in of_taps],
+        }
+    print("".join(f"failed: {failure}\n" for failure in failures), end="")
+    file = write_json(_result_name(options), content | {"failures": failures})
+    print(f"{file}, in {(time.monotonic() - started) / 60:.0f} min")
     return 1 if failures else 0
 
 

@@ -50,22 +50,33 @@ class Outcome:
 
 
 class Tapped:
-    """Pods `client`, which is what is tapped, and `server`, with a collector and an agent. `placement` says who runs where, and
-    `handover` that copies of the backend EBPF are worked at on the cores of export."""
+    """Pods `client`, which is what is tapped, and `server`, with a collector and an agent. `placement` says who runs where."""
 
-    def __init__(self, lab: Lab, storage: Path, placement: Placement | None = None, *, handover: bool = False) -> None:
+    def __init__(self, lab: Lab, storage: Path, placement: Placement | None = None) -> None:
         self.lab, self.placement = lab, placement
         self.client = lab.add_pod(TAPPED, namespace=NAMESPACE, labels={"app": TAPPED})
         self.server = lab.add_pod("server", namespace=NAMESPACE, labels={"app": "server"})
         self.collector: Collector = lab.start_collector(storage, "--vxlan", "--retain-bytes=256Mi")
-        cpus = placement.export if placement and handover else ()
-        self.agent = lab.start_agent(*([f"--export-cpus={','.join(map(str, cpus))}"] if cpus else []))
+        self.agent = lab.start_agent()
         lab.write(lab.taps / "destination.yaml", self.collector.as_destination())
         self.rr, self.udp = native.build("rr"), native.build("udp")
         self._serve("iperf3", "-s")
         self._serve(str(self.rr), "serve", self.server.ipv4, RR_PORT)
         self._serve(str(self.udp), "serve", self.server.ipv4, str(UDP_PORT))
         wait_for(self._reachable, QUIET_WAIT, "the server pod answers")
+
+    @contextlib.contextmanager
+    def agent_with(self, *arguments: str) -> Iterator[None]:
+        """Another agent in the place of the first, inside of the context."""
+        self._restart(arguments)
+        try:
+            yield
+        finally:
+            self._restart(())
+
+    def _restart(self, arguments: Sequence[str]) -> None:
+        self.agent.stop()
+        self.agent = self.lab.start_agent(*arguments)
 
     def _placed(self, argv: Sequence[str]) -> list[str]:
         return self.placement.on_production(*argv) if self.placement else list(argv)
@@ -235,6 +246,17 @@ class VirtualTaps(Row):
         streams = scene.collector.get("/v1/ledger")["streams"]
         received = sum(row["received"] for row in streams if (row["key"], row["incarnation"]) in keys)
         return Counts(wanted, received, sum(point["seen"] for point in points))
+
+
+class HandedOver(VirtualTaps):
+    """Its copies are worked at on the cores of export (--export-cpus)."""
+
+    @contextlib.contextmanager
+    def copying(self, scene: Tapped) -> Iterator[None]:
+        if not scene.placement:
+            raise LabError("no core is set aside for copies")
+        with scene.agent_with(f"--export-cpus={','.join(map(str, scene.placement.export))}"), super().copying(scene):
+            yield
 
 
 # --- to the same collector by the kernel's VXLAN -------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 import platform
 import secrets
@@ -128,19 +130,30 @@ def choose_accelerator(kernel: Kernel) -> str:
 
 
 def follow(guest: subprocess.Popen[bytes], mark: str, out: TextIO) -> int:
-    """Pass on what the guest prints until it says its status; what firmware and kernel say before and after is left out."""
-    assert guest.stdout is not None
-    begun = False
-    for raw in guest.stdout:
-        line = raw.decode(errors="replace").replace("\r", "")
-        before, found, status = line.partition(mark)
+    """Pass on what the guest prints, as it comes, until it says its status; what firmware and kernel say before and after is left
+    out. The line of `mark` begins it, and that of `mark` and a status ends it."""
+    assert isinstance(guest.stdout, io.BufferedReader)
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    begun, pending = False, ""
+    while raw := guest.stdout.read1():
+        pending += decoder.decode(raw).replace("\r", "")
+        if not begun:
+            _, begins, pending = pending.rpartition(f"{mark}\n")
+            begun = bool(begins)
         if begun:
-            out.write(before)
+            text, ends, rest = pending.partition(mark)
+            shown = text if ends else pending[: len(pending) - _begun_of(mark, pending)]
+            out.write(shown)
             out.flush()
-        if found and status.strip():
-            return int(status)
-        begun = begun or bool(found)
+            pending = pending[len(shown) :]
+            if ends and "\n" in rest:
+                return int(rest.partition("\n")[0])
     raise MachineError(f"the guest ended before its command did; QEMU's status is {guest.wait()}")
+
+
+def _begun_of(mark: str, text: str) -> int:
+    """How many of the last characters of `text` may be the first of `mark`."""
+    return next(size for size in range(len(mark), -1, -1) if text.endswith(mark[:size]))
 
 
 @contextmanager

@@ -55,3 +55,22 @@ def test_output_is_what_the_command_printed_and_the_status_its_own() -> None:
 def test_a_guest_that_ends_without_a_status_is_an_error() -> None:
     with _guest("MARK\nKernel panic\n") as guest, pytest.raises(MachineError, match="ended before its command did"):
         follow(guest, "MARK", io.StringIO())
+
+
+def test_output_is_passed_on_before_its_line_ends() -> None:
+    script = "print('MARK\\n..', end='', flush=True); input(); print('. MARK 0')"
+    argv = [sys.executable, "-c", script]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as guest:
+
+        class Reader(io.StringIO):
+            """Lets the guest go on once it has seen its first dots."""
+
+            def write(self, text: str, /) -> int:
+                if ".." in text and guest.stdin:
+                    guest.stdin.write(b"\n")
+                    guest.stdin.flush()
+                return super().write(text)
+
+        out = Reader()
+        assert follow(guest, "MARK", out) == 0
+    assert out.getvalue() == "... "

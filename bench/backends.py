@@ -40,6 +40,7 @@ from bench.backends_goals import (
     AGAIN,
     BASELINE,
     CAPTURE,
+    COMPLETE,
     EBPF,
     FILTERED,
     FULL,
@@ -80,7 +81,6 @@ FRAME = 1514
 TRICKLE_FRAME = 512
 SHARE = 100
 """One in so many is sampled, and one in so many datagrams matches."""
-COMPLETE = 0.999
 MEMORY = Path("/dev/shm")
 SPECS: Mapping[str, Mapping[str, Any]] = {
     FULL: {},

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from bench.measure import Figures
@@ -33,7 +33,14 @@ TCP_BUSY, UDP_BUSY = "paced tcp busy", "paced udp us"
 SIZES = (64, 128, 256, 512, 1024, 1500)
 """Of Ethernet frames without FCS, in bytes."""
 JUDGED = (TCP, UDP, TCP_BUSY, UDP_BUSY, P50)
-MORE_IS_BETTER = frozenset({TCP, UDP})
+DELIVERED = {
+    TCP: "tcp delivered",
+    UDP: "udp delivered",
+    TCP_BUSY: "paced tcp delivered",
+    UDP_BUSY: "paced udp delivered",
+}
+"""Which share of the wanted copies arrived while a figure was measured. Of request/response that isn't counted."""
+COMPLETE = 0.999
 GROWTH = 1.2
 SMALL = 0.01
 """What "within noise" may be at most where there is less noise than that."""
@@ -41,6 +48,7 @@ SMALL = 0.01
 
 class Verdict(StrEnum):
     REACHED = "reached"
+    INCOMPLETE = "reached, but for the copies that were lost"
     WITHIN_NOISE = "not told apart from noise"
     MISSED = "MISSED"
     UNKNOWN = "not measured"
@@ -61,6 +69,9 @@ class Judgement:
 def udp_by_size(size: int) -> str:
     """The name of the figure for one size of frame."""
     return f"udp {size} kpps"
+
+
+MORE_IS_BETTER = frozenset({TCP, UDP, *map(udp_by_size, SIZES)})
 
 
 def taps(count: int) -> str:
@@ -119,6 +130,23 @@ class Costs:
             return math.nan
         return _median(costs(self._rows[name], self._rows[other], figure))
 
+    def delivered(self, name: str, figure: str) -> float:
+        """1 where nobody counts."""
+        values = self._rows[name].values(DELIVERED[figure]) if name in self._rows and figure in DELIVERED else []
+        return _median(values) if values else 1.0
+
+    def judgement(self, goal: str, name: str, figure: str, cost: float, allowed: float) -> Judgement:
+        """Of a cost of the row `name`; what costs little because copies are missing doesn't reach its goal."""
+        verdict, share, text = (
+            judge(cost, allowed, self.noise(figure)),
+            self.delivered(name, figure),
+            f"{figure} {_percent(cost)}",
+        )
+        if share >= COMPLETE:
+            return Judgement(goal, text, verdict)
+        lossy = Verdict.INCOMPLETE if verdict is Verdict.REACHED else verdict
+        return Judgement(goal, f"{text} ({share:.1%} delivered)", lossy)
+
     def added(self, name: str, figure: str) -> float:
         """The difference of a figure to the baseline's, in the figure's unit."""
         if name not in self._rows:
@@ -160,10 +188,10 @@ def judge_taps(rows: Mapping[str, Figures], count: int) -> list[Judgement]:
     found = Costs(rows)
     judgements: list[Judgement] = []
     for figure in JUDGED:
-        one, many, uncertainty = found.of(ONE_TAP, figure), found.of(taps(count), figure), found.noise(figure)
-        text = f"{figure} {_percent(one)} → {_percent(many)}"
-        verdict = judge(many, GROWTH * max(one, 0.0), uncertainty)
-        judgements.append(Judgement(f"{EBPF}: {taps(count)} on the node cost ≤ {GROWTH:g} times what 1 does", text, verdict))
+        one, many = found.of(ONE_TAP, figure), found.of(taps(count), figure)
+        goal = f"{EBPF}: {taps(count)} on the node cost ≤ {GROWTH:g} times what 1 does"
+        judged = found.judgement(goal, taps(count), figure, many, GROWTH * max(one, 0.0))
+        judgements.append(replace(judged, figures=f"{judged.figures}, 1 tap {_percent(one)}"))
     return judgements
 
 
@@ -177,34 +205,25 @@ def _percent(cost: float) -> str:
 
 
 def _within_noise(found: Costs, name: str, figure: str) -> Judgement:
-    cost, uncertainty = found.of(name, figure), found.noise(figure)
-    text = f"{figure} {_percent(cost)}"
-    return Judgement(f"{name}: ≤ {SMALL * 100:g} %", text, judge(cost, SMALL, uncertainty))
+    return found.judgement(f"{name}: ≤ {SMALL * 100:g} %", name, figure, found.of(name, figure), SMALL)
 
 
 def _full_by_ebpf(found: Costs) -> list[Judgement]:
-    handed = found.of(row_name(HANDED, FULL), TCP)
-    with_other_cores = Judgement(
-        f"{row_name(HANDED, FULL)}: ≤ 5 %", f"{TCP} {_percent(handed)}", judge(handed, 0.05, found.noise(TCP))
-    )
+    handed = row_name(HANDED, FULL)
+    with_other_cores = found.judgement(f"{handed}: ≤ 5 %", handed, TCP, found.of(handed, TCP), 0.05)
     return [with_other_cores, *(part for row in (EBPF, HANDED) for part in _full_copy(found, row_name(row, FULL)))]
 
 
 def _full_copy(found: Costs, name: str) -> list[Judgement]:
-    cost, raw, uncertainty = found.of(name, TCP), found.of(RAW, TCP), found.noise(TCP)
+    raw = found.of(RAW, TCP)
+    half = found.judgement(f"{name}: ≤ half of the raw mirror's cost", name, TCP, found.of(name, TCP), raw / 2)
     latency, latency_noise = found.added(name, P50), found.added_noise(P50)
     added = "" if math.isnan(latency) else f" {latency:+.1f} µs (noise {latency_noise:.1f} µs)"
     return [
-        Judgement(
-            f"{name}: ≤ half of the raw mirror's cost",
-            f"{TCP} {_percent(cost)} to {_percent(raw)}",
-            judge(cost, raw / 2, uncertainty),
-        ),
-        Judgement(f"{name}: ≤ 5 µs", f"p50{added}", judge(latency, 5.0, latency_noise)),
+        replace(half, figures=f"{half.figures}, {RAW} {_percent(raw)}"),
+        Judgement(f"{name}: ≤ 5 µs", f"{P50}{added}", judge(latency, 5.0, latency_noise)),
     ]
 
 
 def _no_dearer(found: Costs, goal: str, name: str, other: str, figure: str) -> Judgement:
-    cost, uncertainty = found.between(name, other, figure), found.noise(figure)
-    text = f"{figure} {_percent(cost)}"
-    return Judgement(f"{goal}: {name} to {other}", text, judge(cost, 0.0, uncertainty))
+    return found.judgement(f"{goal}: {name} to {other}", name, figure, found.between(name, other, figure), 0.0)

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from vtap_api.virtualtap import BackendName
 from vtap_lab import preflight, registry, traces
 from vtap_lab.capture import tshark
+from vtap_lab.demo import BACKENDS
 from vtap_lab.errors import wait_for
 
 TERMS = ("seen", "excluded", "unsampled", "sent", "received", "stored", "lost", "dropped", "unaccounted")
@@ -49,8 +51,10 @@ def _left_of(record: registry.Record) -> list[str]:
     return [line for line in traces.traces() if record.id in line]
 
 
-def test_it_ends_with_a_ledger_that_adds_up(tmp_path: Path) -> None:
-    done = subprocess.run([*COMMAND, f"--captures={tmp_path}"], capture_output=True, text=True, timeout=110, check=False)
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != BackendName.AUTO])
+def test_it_ends_with_a_ledger_that_adds_up(tmp_path: Path, backend: str) -> None:
+    chosen = [f"--backend={backend}"] if backend else []
+    done = subprocess.run([*COMMAND, f"--captures={tmp_path}", *chosen], capture_output=True, text=True, timeout=110, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     last = done.stdout.splitlines()[-1]
     assert last.startswith("ledger: ")

@@ -122,6 +122,18 @@ def test_a_full_tap_by_ebpf_against_the_raw_mirror(backend: str, cost: float, ve
     assert of(judged, f"{row_name(backend, FULL)}: ≤ half of the raw mirror") == [verdict]
 
 
+def test_what_is_cheap_because_copies_are_missing_reaches_nothing() -> None:
+
+    def judged(delivered: float) -> Judgement:
+        sample = {**times(PLAIN, {TCP: 0.99}), "tcp delivered": delivered}
+        judgements = judge_backends(rows() | {row_name(HANDED, FULL): Figures((sample,) * 3)})
+        return next(one for one in judgements if ": ≤ 5 %" in one.goal)
+
+    kept, lost = judged(0.9995), judged(0.5)
+    assert (kept.verdict, kept.figures) == (Verdict.REACHED, "tcp Gb/s +1.0%")
+    assert (lost.verdict, lost.figures) == (Verdict.INCOMPLETE, "tcp Gb/s +1.0% (50.0% delivered)")
+
+
 @pytest.mark.parametrize("backend", [EBPF, HANDED])
 @pytest.mark.parametrize(("factor", "verdict"), [(1.08, Verdict.REACHED), (1.12, Verdict.MISSED)])
 def test_latency_is_judged_in_microseconds(backend: str, factor: float, verdict: Verdict) -> None:

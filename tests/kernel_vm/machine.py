@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +86,7 @@ class Machine:
     @contextmanager
     def _guest(self, parameter: str, server: Path | None) -> Iterator[subprocess.Popen[bytes]]:
         guest = subprocess.Popen(
-            self._command(parameter, server), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            bound(self._command(parameter, server)), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
         try:
             yield guest
@@ -110,6 +110,11 @@ class Machine:
             *("-append", f"console={console} quiet panic=1 sysrq_always_enabled {parameter}"),
             *("-nographic", "-no-reboot", "-net", "none"),
         ]
+
+
+def bound(argv: Sequence[str]) -> list[str]:
+    """The same, but killed when the thread that starts it ends, however that comes (prctl(2), PR_SET_PDEATHSIG)."""
+    return ["setpriv", "--pdeathsig", "KILL", "--", *argv]
 
 
 def choose_accelerator(kernel: Kernel) -> str:
@@ -161,7 +166,7 @@ def _file_server(directory: Path) -> Iterator[Path]:
     """The socket of a virtiofsd that serves this machine's root, read by the guest and never written."""
     socket, log = directory / "files.sock", directory / "files.log"
     with log.open("wb") as output:
-        server = subprocess.Popen(_server_command(socket), stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        server = subprocess.Popen(bound(_server_command(socket)), stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     try:
         deadline = time.monotonic() + _SERVER_TIMEOUT
         while not socket.exists():

@@ -74,3 +74,13 @@ def test_output_is_passed_on_before_its_line_ends() -> None:
         out = Reader()
         assert follow(guest, "MARK", out) == 0
     assert out.getvalue() == "... "
+
+
+def test_nothing_outlives_a_machine_that_is_killed() -> None:
+    words = "['sh', '-c', 'echo started; exec cat']"
+    program = f"import subprocess, tests.kernel_vm.machine as machine; subprocess.run(machine.bound({words}))"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as maker:
+        assert maker.stdout is not None
+        assert maker.stdout.readline() == b"started\n"
+        maker.kill()
+        assert maker.stdout.read() == b"", "the end of what both write to comes when both have ended"

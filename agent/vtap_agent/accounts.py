@@ -19,8 +19,15 @@ from vtap_agent.report.told import Told, limited_to, merged
 
 SETTLE = 1.0
 """Seconds between a stream's last feeding and its last reading: what was in the pair has left by then."""
+SETTLE_AT_LAST = 5.0
+"""Seconds after which it is read as it is: copies that wait for CPUs set aside for them may take longer than SETTLE."""
 LAST_WORD = 120.0
 """Seconds that totals of a closed stream are still told to its collector, which may have to be started again meanwhile."""
+
+
+def _is_crossing(row: Row) -> bool:
+    """Whether copies of a stream are between `pick` and `send`, or were dropped there and nobody knows."""
+    return row.counters.handed > row.counters.arrived + row.counters.dropped.get("pair", 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +152,15 @@ class Accounts:
         """Close the rows of unfed streams, and free their slots; only of those that have settled, unless `at_once`."""
         now = time.monotonic()
         gone = {name for name, since in self._unfed_since.items() if at_once or now - since >= SETTLE}
-        if not gone:
-            return
         known = self._state
         # What they miss they will miss for ever, so theirs are the first drops to be explained.
-        closing = self._rows_of(sorted(gone), counters, max(0, counters.pair_dropped - known.pair_dropped))
+        drops = max(0, counters.pair_dropped - known.pair_dropped)
+        if not at_once:
+            rows = zip(sorted(gone), self._rows_of(sorted(gone), counters, drops), strict=True)
+            gone -= {name for name, row in rows if _is_crossing(row) and now - self._unfed_since[name] < SETTLE_AT_LAST}
+        if not gone:
+            return
+        closing = self._rows_of(sorted(gone), counters, drops)
         explained = sum(row.counters.dropped.get("pair", 0) for row in closing)
         table = allocate(known.slots, known.slots.assigned.keys() - gone, _new_incarnation).table
         ended = {(row.key, row.incarnation) for row in closing}

@@ -71,8 +71,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=_cpus,
         default=frozenset(),
         metavar="LIST",
-        help="CPUs, like 2-3,6, that work at what is copied at pods' own devices (EBPF), in place of those that carry the pods'"
-        " packets (single packets and super-packets of TCP)",
+        help="CPUs, like 2-3,6, that work at copies, in place of those that carry the pods' packets (single packets and"
+        " super-packets of TCP)",
     )
     parser.add_argument("--first-key", type=int, default=MAX_SLOTS, help="first stream key of this node (default: %(default)s)")
     parser.add_argument(

@@ -7,11 +7,12 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from tests.dataplane.hooked_node import HookedNode
-from tests.unit.pipeline.node import libc
+from tests.unit.pipeline.node import Node, libc
 from vtap_agent.drivers import steering
 from vtap_agent.errors import TellUser
 
@@ -20,8 +21,8 @@ OLD = ("5.", "6.0.", "6.1.", "6.2.", "6.3.", "6.4.", "6.5.")
 """Kernels that may not tell what veth drops; some have it from later ones."""
 
 
-class NodeWithSysfs(HookedNode):
-    """As `HookedNode`, with its network namespace's sysfs at `sysfs`, which /sys isn't."""
+class _WithSysfs(Node):
+    """Its network namespace's sysfs is at `sysfs`, which /sys isn't."""
 
     def __init__(self, sysfs: Path, export_cpus: frozenset[int]) -> None:
         super().__init__(export_cpus)
@@ -38,13 +39,41 @@ class NodeWithSysfs(HookedNode):
             libc.umount2(os.fsencode(self._sysfs), MNT_DETACH)
 
 
+N = TypeVar("N", bound=_WithSysfs)
+
+
+class _PlainNode(_WithSysfs):
+    """With tap ports alone."""
+
+
+class _HookedNode(_WithSysfs, HookedNode):
+    """With pods' devices, too."""
+
+
 @contextmanager
 def handing_over(monkeypatch: pytest.MonkeyPatch, folder: Path, cpus: int = 1) -> Iterator[HookedNode]:
     """The last `cpus` of the CPUs work at copies. Skips where the kernel can't do that: the agent then refuses it."""
+    with _handing_over(_HookedNode, monkeypatch, folder, cpus) as made:
+        yield made
+
+
+@contextmanager
+def node_with_copies(where: str, folder: Path) -> Iterator[Node]:
+    """Copies at tap ports are worked at `here`, by the CPU that picks them, or `elsewhere`, by the last one."""
+    if where == "here":
+        with Node() as made:
+            yield made
+    else:
+        with pytest.MonkeyPatch.context() as patched, _handing_over(_PlainNode, patched, folder, 1) as made:
+            yield made
+
+
+@contextmanager
+def _handing_over(kind: type[N], monkeypatch: pytest.MonkeyPatch, folder: Path, cpus: int) -> Iterator[N]:
     monkeypatch.setattr(steering, "VIRTUAL_DEVICES", folder / "devices" / "virtual" / "net")
     with ExitStack() as stack:
         try:
-            made = stack.enter_context(NodeWithSysfs(folder, frozenset(sorted(steering.online_cpus())[-cpus:])))
+            made = stack.enter_context(kind(folder, frozenset(sorted(steering.online_cpus())[-cpus:])))
         except TellUser as error:
             if "a newer one is needed" in str(error) and os.uname().release.startswith(OLD):
                 pytest.skip(str(error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -27,6 +28,7 @@ from tests.unit.pipeline.node import (
 )
 from vtap_agent.backends.ebpf import EbpfBackend
 from vtap_agent.drivers import libbpf
+from vtap_agent.drivers.libbpf import BpfError
 from vtap_agent.pipeline import Pipeline
 from vtap_agent.pipeline.compiler import compile_object
 from vtap_agent.pipeline.kernel import word
@@ -227,13 +229,13 @@ class Beside:
         loaded = libbpf.Object(compiled)
         loaded.load()
         self.map = libbpf.Map(loaded.map_fd("beside"))
-        self.program, self.marking = loaded.program_fd("watch_beside"), loaded.program_fd("mark_it")
+        self.program, self.marking, self.delivering = map(loaded.program_fd, ("watch_beside", "mark_it", "deliver"))
         loaded.close()
         self.map.update(word(6), (verdict & WORD).to_bytes(8, "little"))
         self._links: list[int] = []
 
     def note(self, index: int) -> int:
-        """count, mark, queue, vlan, length, segments, verdict, hash."""
+        """count, mark, queue, vlan, length, segments, verdict, hash, device to deliver to."""
         return int.from_bytes(self.map.lookup(word(index)) or b"", "little")
 
     @property
@@ -245,6 +247,20 @@ class Beside:
         program = self.marking if marking else self.program
         self._links.append(libbpf.attach_tcx(program, ifindex, egress=egress, first=first))
 
+    def deliver(self, arriving: int, target: int) -> None:
+        """What arrives at one device goes right into the pod behind another, past all that is at that device; behind ours."""
+        self.deliver_to(target)
+        try:
+            self._links.append(libbpf.attach_tcx(self.delivering, arriving, egress=False, first=False))
+        except BpfError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            libbpf.attach_clsact(self.delivering, arriving, 5, 1, egress=False)
+
+    def deliver_to(self, target: int) -> None:
+        """Behind that device from now on; 0: the packets take their usual way."""
+        self.map.update(word(8), target.to_bytes(8, "little"))
+
     def at_clsact(self, ifindex: int, *, egress: bool, priority: int = 1, handle: int = 1) -> None:
         """As a network plugin does that knows nothing of tcx."""
         libbpf.attach_clsact(self.program, ifindex, priority, handle, egress=egress)
@@ -253,5 +269,5 @@ class Beside:
         for link in self._links:
             os.close(link)
         self.map.close()
-        os.close(self.program)
-        os.close(self.marking)
+        for program in (self.program, self.marking, self.delivering):
+            os.close(program)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.dataplane.cut_copies import CUTTINGS, told
 from tests.dataplane.handing_over import handing_over
 from tests.dataplane.hooked_node import MACS, PEER, POD, TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC, Beside, HookedNode
 from tests.unit.pipeline import frames
@@ -185,6 +186,73 @@ def test_a_super_packet_goes_on_whole_and_is_copied_as_its_segments(
     counters = node.settled(slot)
     assert (counters.seen, counters.handed, counters.sent) == (21, 21, 21)
     assert counters.seen_bytes == len(payload) + 21 * (len(packet) - 10 - len(payload))
+
+
+@pytest.mark.parametrize("source", [POD, PEER])
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("tags", [(), ((0x8100, 30),)], ids=["untagged", "tagged"])
+def test_each_segment_of_a_super_packet_is_cut_on_its_own(
+    node: HookedNode, source: str, version: int, tags: tuple[tuple[int, int], ...]
+) -> None:
+    payload = os.urandom(MSS * 20 + 17)
+    packet = super_packet(payload, version, source, tags)
+    headers = len(packet) - 10 - len(payload)
+    node.apply(node.plane())
+    copies = node.capture()
+    node.sender(source, offload=True).send(packet)
+    whole = copies.frames(21)
+    assert segments(packet, whole, version, len(tags)) == payload
+    for name, cutting in CUTTINGS.items():
+        node.apply(node.plane(cutting.program, node.destination(**cutting.destination)))
+        copies, arrived = node.capture(), node.receiver(PEER if source == POD else POD, offload=True)
+        node.sender(source, offload=True).send(packet)
+        expected = [cutting.of(inner(copy), headers) for copy in whole]
+        assert [told(copy) for copy in copies.frames(21)] == expected, name
+        assert [original[10:] for original in arrived.frames(1)] == [packet[10:]], name
+    counters = node.settled(1 if source == POD else 0)
+    assert counters.seen == counters.sent == 21 * (1 + len(CUTTINGS)) and dict(counters.dropped) == {}
+
+
+def transport(version: int, protocol: str, source: str, payload: bytes, *, complete: bool) -> bytes:
+    """A datagram or segment between the two pods; one that is not complete has its checksum left to the device."""
+    ends = {POD: (frames.POD4, frames.POD6), PEER: (frames.PEER4, frames.PEER6)}
+    a, b = (ends[name][version == 6] for name in (source, PEER if source == POD else POD))
+    made = {
+        ("UDP", True): frames.udp,
+        ("UDP", False): frames.udp_partial,
+        ("TCP", True): frames.tcp,
+        ("TCP", False): frames.tcp_super,
+    }[protocol, complete](a, b, 9, 80, payload)
+    target = MACS[PEER if source == POD else POD]
+    return frames.ethernet(target, MACS[source], frames.ethertype(a), frames.ip(a, b, 17 if protocol == "UDP" else 6, made))
+
+
+@pytest.mark.parametrize("source", [POD, PEER])
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("protocol", ["UDP", "TCP"])
+def test_a_checksum_left_to_the_device_is_complete_in_the_copy_and_still_left_in_the_original(
+    node: HookedNode, source: str, version: int, protocol: str
+) -> None:
+    """As what pods on one node send each other is, with the offload that veths have: packets that nobody has to segment."""
+    node.apply(node.plane())
+    field, start = 6 if protocol == "UDP" else 16, 14 + (20 if version == 4 else 40)
+    payloads = [b"", b"odd", bytes(range(256)) * 5]
+    # One whose sum is such that the checksum comes out as 0, for which UDP writes all ones: 0 would say that there is none.
+    alone = transport(version, protocol, source, bytes(2), complete=True)
+    payloads.append(alone[start + field : start + field + 2])
+    copies, arrived = node.capture(), node.receiver(PEER if source == POD else POD, offload=True)
+    sender = node.sender(source, offload=True)
+    partial = [transport(version, protocol, source, payload, complete=False) for payload in payloads]
+    for frame in partial:
+        sender.send(frames.virtio_checksum(start, field) + frame)
+    expected = [transport(version, protocol, source, payload, complete=True) for payload in payloads]
+    found = [inner(copy) for copy in copies.frames(len(payloads))]
+    assert found[:-1] == expected[:-1]
+    zero = found[-1][start + field : start + field + 2]
+    assert zero == b"\xff\xff" or (protocol == "TCP" and zero == b"\0\0")
+    originals = arrived.frames(len(payloads))
+    assert [original[10:] for original in originals] == partial, "the field as it was"
+    assert [original[:10] for original in originals] == [frames.virtio_checksum(start, field)] * len(payloads), "still to be done"
 
 
 @pytest.mark.parametrize("source", [POD, PEER])

@@ -7,6 +7,7 @@ import os
 import struct
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,15 +27,17 @@ from tests.dataplane.test_ebpf_hooks import (
     super_packet,
 )
 from tests.unit.pipeline import frames
-from tests.unit.pipeline.node import PEER_MAC, POD_MAC, ip, wait_until, why_not
+from tests.unit.pipeline.node import EGRESS, INGRESS, PEER_MAC, POD_MAC, Node, ip, wait_until, why_not
 from vtap_agent.drivers import libbpf, links, steering
 from vtap_agent.errors import TellUser
 from vtap_agent.pipeline import Pipeline, devices, encode, handover, layout
-from vtap_agent.pipeline.kernel import word
-from vtap_agent.plan.dataplane import Action, Sampling, SamplingType, TapProgram
+from vtap_agent.pipeline.kernel import ZERO, word
+from vtap_agent.plan.dataplane import ANY_VLAN, Action, Sampling, SamplingType, TapProgram
 
 NEEDS_CHECKSUM, GSO_UDP_L4 = 1, 5
 """Of struct virtio_net_hdr."""
+TICKETS = 0
+"""Where struct cursor has them, in bytes."""
 WAY = devices.handover_devices("test-node")
 
 
@@ -90,6 +93,56 @@ def test_copies_are_worked_at_there(node: HookedNode) -> None:
     assert sent_by_cpu(node, 1) == {cpu: 22}
 
 
+@pytest.mark.usefixtures("elsewhere")
+def test_what_open_vswitch_copies_is_worked_at_there_too(node: HookedNode) -> None:
+    desired = Node.plane(node)
+    node.apply(desired)
+    toward = [replace_macs(KINDS[kind]) for kind in ("IPv4", "IPv6")]
+    copies = node.capture()
+    for frame in toward:
+        node.tap(INGRESS, frame)
+    node.tap(EGRESS, KINDS["IPv4"])
+    assert sorted(map(inner, copies.frames(3))) == sorted([*toward, KINDS["IPv4"]])
+    node.settled(0)
+    node.settled(1)
+    (cpu,) = node.export_cpus
+    assert (sent_by_cpu(node, 0), sent_by_cpu(node, 1)) == ({cpu: 2}, {cpu: 1})
+    ip("link", "set", WAY.far, "down")
+    node.tap(EGRESS, KINDS["IPv4"])
+    assert dict(node.settled(1).dropped) == {"handover": 1}
+
+
+def replace_macs(frame: bytes) -> bytes:
+    """From the peer to the pod."""
+    return POD_MAC + PEER_MAC + frame[12:]
+
+
+def test_a_flood_reaches_each_receivers_tap_there_too(node: HookedNode) -> None:
+    node.apply(Node.plane(node))
+    copies = node.capture()
+    flood = BROADCAST + PEER_MAC + KINDS["IPv4"][12:]
+    node.tap(INGRESS, flood)
+    assert [inner(copy) for copy in copies.frames(1)] == [flood]
+    assert (node.settled(0).seen, node.settled(0).sent) == (1, 1)
+
+
+def test_tap_ports_copy_on_while_it_changes_where(node: HookedNode) -> None:
+    desired, cpus = Node.plane(node), node.export_cpus
+    node.apply(desired)
+    copies = node.capture()
+    for round_, export_cpus in enumerate((frozenset[int](), cpus, cpus)):
+        node.tap(EGRESS, KINDS["IPv4"])
+        node.export_cpus = export_cpus
+        node.reopen()
+        node.tap(EGRESS, KINDS["IPv4"])
+        node.apply(desired)
+        node.tap(EGRESS, KINDS["IPv4"])
+        assert [inner(copy) for copy in copies.frames(3)] == [KINDS["IPv4"]] * 3, round_
+    counters = node.settled(1)
+    assert (counters.seen, counters.sent, dict(counters.dropped)) == (9, 9, {})
+    assert node.pipeline.stale() == 0
+
+
 def test_what_finds_no_room_is_counted_in_segments(node: HookedNode) -> None:
     """A far end that takes nothing is to the sender what a full queue is."""
     node.apply(node.plane())
@@ -103,6 +156,46 @@ def test_what_finds_no_room_is_counted_in_segments(node: HookedNode) -> None:
     assert (counters.seen, counters.handed, counters.sent) == (22, 0, 0)
     assert dict(counters.dropped) == {"handover": 22}
     assert node.pipeline.counters().pair_dropped == 0
+
+
+def tickets_taken(node: HookedNode) -> int:
+    """By all CPUs since the maps were made."""
+    each = node.pipeline._kernel.per_cpu("cursors", ZERO)
+    return sum(struct.unpack_from("=I", raw, TICKETS)[0] for raw in each)
+
+
+def test_what_finds_no_room_uses_up_no_ticket(node: HookedNode) -> None:
+    """Those are the ones of copies that wait."""
+    node.apply(node.plane())
+    plain = node.sender(POD)
+    ip("link", "set", WAY.far, "down")
+    before = tickets_taken(node)
+    for _ in range(5):
+        plain.send(KINDS["IPv4"])
+    assert dict(node.settled(1).dropped) == {"handover": 5}
+    assert tickets_taken(node) == before
+
+
+@pytest.mark.parametrize("tags", [(), ((0x8100, 7),)], ids=["plain", "tagged"])
+def test_copies_are_made_here_where_the_way_is_refused_while_the_pair_is_made_anew(
+    node: HookedNode, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory, tags: tuple[tuple[int, int], ...]
+) -> None:
+    desired = Node.plane(node)
+    desired = replace(desired, sources=tuple(replace(one, vlan=ANY_VLAN) for one in desired.sources))
+    node.apply(desired)
+    backlog = tmp_path_factory.mktemp("sysctl") / "backlog"
+    backlog.write_text("250000\n")
+    with monkeypatch.context() as patched:
+        patched.setattr(handover, "BACKLOG", backlog)
+        ip("link", "del", devices.pair_devices("test-node").near)
+        with pytest.raises(TellUser, match="netdev_max_backlog"):
+            node.apply(desired)
+        copies, payload = node.capture(), os.urandom(MSS * 3)
+        packet = super_packet(payload, tags=tags)
+        node.writer(EGRESS, offload=True).send(packet)
+        assert segments(packet, copies.frames(3), 4, len(tags)) == payload
+        assert (node.settled(1).sent, dict(node.settled(1).dropped)) == (3, {})
+    node.apply(desired)
 
 
 def test_a_second_tap_is_not_charged_for_the_first(node: HookedNode) -> None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from tests.dataplane.cut_copies import CUTTINGS, told
+from tests.dataplane.handing_over import node_with_copies
 from tests.unit.pipeline import frames
 from tests.unit.pipeline.node import DEADLINE, INGRESS, KEY, PEER_MAC, POD_MAC, Inside, Node, point, wait_until, why_not
 from vtap_agent.plan.dataplane import ANY_VLAN, Action, Direction, Sampling, SamplingType, Source, TapProgram
@@ -23,11 +25,11 @@ ACK, PSH, FIN, CWR = 0x10, 0x08, 0x01, 0x80
 DF = 0x4000
 
 
-@pytest.fixture(scope="module")
-def node() -> Iterator[Node]:
+@pytest.fixture(scope="module", params=["here", "elsewhere"])
+def node(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     if reason := why_not():
         pytest.skip(reason)
-    with Node() as made:
+    with node_with_copies(request.param, tmp_path_factory.mktemp("sysfs")) as made:
         yield made
 
 
@@ -152,6 +154,20 @@ def test_the_first_segments_of_an_interval(node: Node, name: str, wanted: int) -
     assert counters.unsampled == shape.segments - wanted
     assert counters.handed == counters.arrived
     assert counters.handed == (shape.segments if name in WHOLE or wanted == shape.segments else wanted)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("how", ["snapLength", "headersOnly"])
+def test_a_segment_that_was_cut_out_is_truncated_as_any(node: Node, name: str, how: str) -> None:
+    shape = SHAPES[name]
+    packet, cutting = shape.packet(), CUTTINGS[how]
+    headers = len(packet) - 10 - shape.length
+    expected = [cutting.of(segment, headers) for segment in segments_of(node, shape, packet)]
+    for wanted in (1, 2):
+        tapped(node, replace(first(wanted), snap_length=cutting.snap_length, headers_only=cutting.headers_only))
+        capture = node.capture()
+        node.writer(INGRESS, offload=True).send(packet)
+        assert [told(copy) for copy in capture.frames(wanted)] == expected[:wanted]
 
 
 @pytest.mark.parametrize("name", SHAPES)

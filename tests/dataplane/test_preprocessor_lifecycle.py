@@ -252,6 +252,25 @@ def test_a_tap_port_made_anew_is_selected_anew(node: Node) -> None:
     wait_until(lambda: node.counters(1).sent == before + 1, "the copy is sent")
 
 
+def test_what_a_tap_port_counted_is_still_told_when_it_has_gone_and_come_again(node: Node) -> None:
+    plane = node.plane()
+    stray = datagram(PUBLIC, 1)[6:12] + POD_MAC + datagram(PUBLIC, 1)[12:]
+
+    def strays() -> int:
+        return node.pipeline.counters().unattributed[INGRESS]
+
+    node.apply(plane)
+    node.tap(INGRESS, stray)
+    wait_until(lambda: strays() == 1, "it fits nobody, and is counted")
+    node.pipeline.remove_tap_port(INGRESS)
+    assert strays() == 1
+    node.pipeline.ensure_tap_port(INGRESS)
+    node.forget_writers()
+    node.apply(plane)
+    node.tap(INGRESS, stray)
+    wait_until(lambda: strays() == 2, "the next one is counted too")
+
+
 def test_a_lost_pair_is_made_anew(node: Node) -> None:
     plane = node.plane()
     node.apply(plane)

@@ -9,6 +9,8 @@ from dataclasses import replace
 
 import pytest
 
+from tests.dataplane.cut_copies import CUTTINGS, told
+from tests.dataplane.handing_over import node_with_copies
 from tests.unit.pipeline import frames
 from tests.unit.pipeline.node import EGRESS, INGRESS, KEY, PEER_MAC, POD_MAC, Node, open_accounts, point, wait_until, why_not
 from vtap_agent.plan.dataplane import Action, Direction, Sampling, SamplingType, Source, TapProgram
@@ -16,11 +18,11 @@ from vtap_agent.plan.dataplane import Action, Direction, Sampling, SamplingType,
 MSS = 1300
 
 
-@pytest.fixture(scope="module")
-def node() -> Iterator[Node]:
+@pytest.fixture(scope="module", params=["here", "elsewhere"])
+def node(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     if reason := why_not():
         pytest.skip(reason)
-    with Node() as made:
+    with node_with_copies(request.param, tmp_path_factory.mktemp("sysfs")) as made:
         yield made
 
 
@@ -63,6 +65,40 @@ def test_a_super_packet_arrives_as_its_segments(node: Node, version: int, length
     assert after.seen - before.seen == segments
     assert after.seen_bytes - before.seen_bytes == length + segments * headers
     assert after.handed - before.handed == after.arrived - before.arrived == after.sent - before.sent == segments
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("name", CUTTINGS)
+def test_each_segment_of_a_super_packet_is_cut_on_its_own(node: Node, version: int, name: str) -> None:
+    packet = super_packet(os.urandom(MSS * 20 + 17), version)
+    headers, cutting = 14 + (20 if version == 4 else 40) + 20, CUTTINGS[name]
+    node.apply(node.plane())
+    capture, writer = node.capture(), node.writer(INGRESS, offload=True)
+    writer.send(packet)
+    whole = [copy[54:-20] for copy in capture.frames(21)]
+    assert all(tcp_of(frame, version)[2] for frame in whole) and len(whole) == 21
+    node.apply(node.plane(cutting.program, node.destination(**cutting.destination)))
+    before = node.settled(0)
+    writer.send(packet)
+    assert [told(copy) for copy in capture.frames(21)] == [cutting.of(frame, headers) for frame in whole]
+    after = node.settled(0)
+    assert (after.seen - before.seen, after.sent - before.sent, after.dropped) == (21, 21, before.dropped)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_the_checksum_of_a_packet_that_is_none_to_segment_is_complete_in_its_copy(node: Node, version: int) -> None:
+    """As a switch hands it on that leaves checksums to devices."""
+    node.apply(node.plane())
+    ends = (frames.PEER4, frames.POD4) if version == 4 else (frames.PEER6, frames.POD6)
+    capture, writer = node.capture(), node.writer(INGRESS, offload=True)
+    expected: list[bytes] = []
+    for protocol, partial, complete, field in ((17, frames.udp_partial, frames.udp, 6), (6, frames.tcp_super, frames.tcp, 16)):
+        for payload in (b"", b"odd", bytes(range(256)) * 5):
+            packets = (frames.ip(*ends, protocol, way(*ends, 9, 80, payload)) for way in (partial, complete))
+            left, done = (frames.ethernet(POD_MAC, PEER_MAC, frames.ethertype(ends[0]), packet) for packet in packets)
+            writer.send(frames.virtio_checksum(14 + (20 if version == 4 else 40), field) + left)
+            expected.append(done)
+    assert [copy[54:-20] for copy in capture.frames(len(expected))] == expected
 
 
 def test_segments_keep_the_order_and_the_time_of_their_packet(node: Node) -> None:

@@ -239,7 +239,7 @@ struct control {
 	__u32 tickets; /* for each CPU, a power of two */
 	__u32 cpus;
 	__u32 cut_ifindex; /* where cut segments go, 0 = nothing is to be cut */
-	__u32 handover_ifindex; /* where clones of originals go that other CPUs are to work at, 0 = this CPU works at them */
+	__u32 handover_ifindex; /* where clones go that other CPUs are to work at, 0 = this CPU works at them */
 };
 
 #define CUT_QUEUES 4 /* of the pair for cut segments, for each CPU */

@@ -168,8 +168,8 @@ static __always_inline __u32 way_over(const struct __sk_buff *skb, const struct 
 }
 
 /* A clone of an original to CPUs set aside for copies. Where their queue has no room the device says so. */
-static __always_inline void hand_over_elsewhere(struct __sk_buff *skb, struct pick *c, struct pick_counters *counters, __u32 mark,
-						__u32 ifindex)
+static __always_inline void hand_over_elsewhere(struct __sk_buff *skb, struct pick *c, struct pick_counters *counters,
+						struct cursor *cursor, __u32 mark, __u32 ifindex)
 {
 	long result;
 
@@ -178,6 +178,7 @@ static __always_inline void hand_over_elsewhere(struct __sk_buff *skb, struct pi
 	result = bpf_clone_redirect(skb, ifindex, 0);
 	if (!result || c->ended)
 		return;
+	cursor->tickets--; /* The next one may have it: else what is refused would use up those of the copies that wait. */
 	counters->handed -= c->segments;
 	if (result < 0)
 		counters->dropped_clone += c->segments;
@@ -314,7 +315,7 @@ static __always_inline int hand_over(struct __sk_buff *skb, struct pick *c, stru
 	if (original) {
 		own_mark = skb->mark;
 		if (ifindex)
-			hand_over_elsewhere(skb, c, counters, mark, ifindex);
+			hand_over_elsewhere(skb, c, counters, cursor, mark, ifindex);
 		else
 			hand_over_clone(skb, c, mark, c->near_ifindex);
 		skb->mark = own_mark;
@@ -606,7 +607,7 @@ static long visit_listed_original(__u32 i, struct walk *walk)
 	return 0;
 }
 
-static long visit_flooded(__u32 i, struct walk *walk)
+static __always_inline long flooded(__u32 i, struct walk *walk, const int original)
 {
 	struct flood *flood = walk->list;
 	struct flood_entry *receiver;
@@ -618,9 +619,22 @@ static long visit_flooded(__u32 i, struct walk *walk)
 		walk->c->strip = receiver->flags & SOURCE_STRIP;
 		if (walk->c->parsed)
 			show_vlan(walk->c);
-		visit(walk->skb, walk->c, receiver->entry);
+		if (original)
+			visit_original(walk->skb, walk->c, receiver->entry);
+		else
+			visit(walk->skb, walk->c, receiver->entry);
 	}
 	return 0;
+}
+
+static long visit_flooded(__u32 i, struct walk *walk)
+{
+	return flooded(i, walk, 0);
+}
+
+static long visit_flooded_original(__u32 i, struct walk *walk)
+{
+	return flooded(i, walk, 1);
 }
 
 static __always_inline int unattributed(__u32 ifindex, __u32 segments)

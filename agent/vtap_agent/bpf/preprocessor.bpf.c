@@ -19,36 +19,51 @@ static __always_inline struct source *find_source(struct source_key *key)
 	return bpf_map_lookup_elem(inner, key);
 }
 
-static __noinline int flood_list(struct __sk_buff *skb, struct pick *c, __u32 vlan)
+static __always_inline int flood(struct __sk_buff *skb, struct pick *c, __u32 vlan, const int original)
 {
 	struct flood_key key = {.ifindex = skb->ifindex, .vlan = vlan};
 	struct walk walk = {.skb = skb, .c = c};
 	__u32 zero = 0;
 	void *inner = bpf_map_lookup_elem(&floods, &zero);
-	struct flood *flood;
+	struct flood *list;
 
 	if (!inner)
 		return 0;
-	flood = bpf_map_lookup_elem(inner, &key);
-	if (!flood)
+	list = bpf_map_lookup_elem(inner, &key);
+	if (!list)
 		return 0;
 	if (bpf_skb_load_bytes(skb, 6, walk.sender, 6))
 		return 0;
-	walk.list = flood;
-	bpf_loop(flood->count, visit_flooded, &walk, 0);
-	return flood->count;
+	walk.list = list;
+	if (original)
+		bpf_loop(list->count, visit_flooded_original, &walk, 0);
+	else
+		bpf_loop(list->count, visit_flooded, &walk, 0);
+	return list->count;
 }
 
-static __always_inline int pick_flooded(struct __sk_buff *skb, __u32 vlan, int tagged)
+static __noinline int flood_list(struct __sk_buff *skb, struct pick *c, __u32 vlan)
+{
+	return flood(skb, c, vlan, 0);
+}
+
+static __noinline int flood_list_original(struct __sk_buff *skb, struct pick *c, __u32 vlan)
+{
+	return flood(skb, c, vlan, 1);
+}
+
+static __always_inline int pick_flooded(struct __sk_buff *skb, __u32 vlan, int tagged, const int original)
 {
 	struct pick *c = begin(skb, 1, tagged, 0);
 	int receivers;
 
 	if (!c)
 		return TC_ACT_SHOT;
-	receivers = flood_list(skb, c, vlan);
-	receivers += flood_list(skb, c, ANY_VLAN);
-	return receivers ? finish(skb, c) : unattributed(skb->ifindex, c->segments);
+	receivers = original ? flood_list_original(skb, c, vlan) : flood_list(skb, c, vlan);
+	receivers += original ? flood_list_original(skb, c, ANY_VLAN) : flood_list(skb, c, ANY_VLAN);
+	if (!receivers)
+		return unattributed(skb->ifindex, c->segments);
+	return original ? TC_ACT_SHOT : finish(skb, c);
 }
 
 static __always_inline __u32 find_quick(__u64 mac_vlan, __u32 ifindex)
@@ -143,7 +158,7 @@ static __always_inline int pick_single(struct __sk_buff *skb, int ingress, int t
 	return finish(skb, c);
 }
 
-static __always_inline int pick_listed(struct __sk_buff *skb, int ingress, int tagged, struct source_key *key)
+static __always_inline int pick_listed(struct __sk_buff *skb, int ingress, int tagged, struct source_key *key, const int original)
 {
 	struct source *source = find_source(key);
 	struct walk walk = {.skb = skb, .list = source};
@@ -153,11 +168,15 @@ static __always_inline int pick_listed(struct __sk_buff *skb, int ingress, int t
 	walk.c = begin(skb, ingress, tagged, source->flags & SOURCE_STRIP);
 	if (!walk.c)
 		return TC_ACT_SHOT;
+	if (original) {
+		bpf_loop(source->count, visit_listed_original, &walk, 0);
+		return TC_ACT_SHOT;
+	}
 	bpf_loop(source->count, visit_listed, &walk, 0);
 	return finish(skb, walk.c);
 }
 
-static __always_inline int pick(struct __sk_buff *skb, int ingress)
+static __always_inline int pick(struct __sk_buff *skb, int ingress, const int original)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	__u32 vlan = 0, ifindex = skb->ifindex, place;
@@ -180,26 +199,42 @@ static __always_inline int pick(struct __sk_buff *skb, int ingress)
 	/* Eight bytes from the address on are all within the Ethernet header. */
 	mac_vlan = (ingress ? *(__u64 *)eth->destination : *(__u64 *)eth->source) & 0xffffffffffffULL;
 	if (ingress && mac_vlan & 1)
-		return pick_flooded(skb, vlan, tagged);
+		return pick_flooded(skb, vlan, tagged, original);
 	place = find_quick(mac_vlan | (__u64)vlan << 48, ifindex);
 	if (place)
-		return pick_single(skb, ingress, tagged, place, 0);
+		return pick_single(skb, ingress, tagged, place, original);
 	key.ifindex = ifindex;
 	key.vlan = vlan;
 	__builtin_memcpy(key.mac, &mac_vlan, 6);
-	return pick_listed(skb, ingress, tagged, &key);
+	return pick_listed(skb, ingress, tagged, &key, original);
 }
 
 SEC("tc")
 int pick_ingress(struct __sk_buff *skb)
 {
-	return pick(skb, 1);
+	return pick(skb, 1, 0);
 }
 
 SEC("tc")
 int pick_egress(struct __sk_buff *skb)
 {
-	return pick(skb, 0);
+	return pick(skb, 0, 0);
+}
+
+/* At a tap port too, where other CPUs are to work at copies: clones of what is picked leave as those of originals do. A clone owes
+ * nothing to the socket by which Open vSwitch has sent the copy: what waits elsewhere doesn't hold back who sent it. */
+SEC("tc")
+int relay_ingress(struct __sk_buff *skb)
+{
+	pick(skb, 1, 1);
+	return TC_ACT_SHOT;
+}
+
+SEC("tc")
+int relay_egress(struct __sk_buff *skb)
+{
+	pick(skb, 0, 1);
+	return TC_ACT_SHOT;
 }
 
 /* At a pod's host-side device: the packets are originals, which go on their way as they came, and others' programs see them too. */
@@ -270,7 +305,7 @@ static __always_inline void read_cuts(const struct ticket *ticket, struct pick *
 #define STEERING_MULTIPLIER 0x9e3779b1u /* 2^32 by the golden ratio (Knuth, TAOCP 3, 6.4) */
 
 /* A clone of an original on its way out of the near end, before the kernel takes it apart, or of the handover's. It comes from `watch`
- * on this very CPU, which waits for it meanwhile: what that knows of the packet still holds. */
+ * or `relay` on this very CPU, which waits for it meanwhile: what that knows of the packet still holds. */
 static __always_inline int enter_clone(struct __sk_buff *skb, struct ticket *ticket)
 {
 	__u32 zero = 0;
@@ -403,6 +438,10 @@ static __always_inline int send_copy(struct __sk_buff *skb)
 		return TC_ACT_SHOT;
 	j.copy = &j.scratch->copy;
 	j.counters->arrived++;
+	if (j.ticket->mode & TICKET_ORIGINAL) { /* It has met no `enter`, and is no copy yet. */
+		j.counters->dropped_not_ready++;
+		return TC_ACT_SHOT;
+	}
 	if (j.ticket->mode & ~TICKET_CUT)
 		program = whole(&programs, j.ticket->program);
 	if (!next_selected(j.ticket, program)) {

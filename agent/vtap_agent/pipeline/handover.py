@@ -1,8 +1,8 @@
-"""The pair by which clones of pods' packets leave the CPU that made them, for others that are set aside for copies.
+"""The pair by which clones of what is picked leave the CPU that made them, for others that are set aside for copies.
 
 Super-packets cross it whole: they are taken apart, and all that follows is done, where they arrive. The near end runs `enter`, as
 that of the normalising pair does without it; `cross` at the far end sends on to the normalising pair. Receive packet steering is
-what carries them over, into a queue of the other CPU (net.core.netdev_max_backlog). What finds it full is counted by `watch`.
+what carries them over, into a queue of the other CPU (net.core.netdev_max_backlog). What finds it full, its cloner counts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`watch` at pods' host-side devices, and `enter` at the near end of the pair, which makes copies of what `watch` clones.
+"""`watch` at pods' host-side devices, and `enter` at the near end of the pair, which makes copies of clones.
 
 The packets there are originals, and others' programs run beside ours. We come first, since a program that lets a packet pass ends
 the list for it, in tcx as in clsact: docs/decisions/0100.
@@ -31,6 +31,7 @@ MADE_CLSACT = 4
 BITS = {Direction.INGRESS: 1, Direction.EGRESS: 2}
 PORTS = {Direction.INGRESS: layout.HOOK_INGRESS, Direction.EGRESS: layout.HOOK_EGRESS}
 """Where `watch` counts packets that fit no source, in place of a tap port's ifindex; also what its sources have for a VLAN."""
+_GONE = (errno.ENODEV, errno.ENOENT)
 ENTER, ENTER_HANDOVER = f"{HOOK_PIN}enter", f"{HOOK_PIN}enter_handover"
 
 
@@ -105,11 +106,23 @@ class Hooks:
         if not entrances:
             raise Retry("the normalising pair has gone while attaching to it")
         for entrance in entrances:
-            self._put(entrance)
+            self._let_enter(entrance)
+
+    def enter_pair(self, near: int) -> None:
+        """`enter` at the near end of the normalising pair, before any clone is sent there. `Retry` where it has gone."""
+        self._let_enter(_Place("enter", ENTER, near, egress=True))
 
     def enter_handover(self, near: int) -> None:
-        """`enter` at the near end of the handover's pair, before any clone is sent there."""
-        self._put(_Place("enter", ENTER_HANDOVER, near, egress=True))
+        """`enter` at the near end of the handover's pair, before any clone is sent there. `Retry` where it has gone."""
+        self._let_enter(_Place("enter", ENTER_HANDOVER, near, egress=True))
+
+    def _let_enter(self, place: _Place) -> None:
+        try:
+            self._put(place)
+        except BpfError as error:
+            if error.errno in _GONE:
+                raise Retry("a way of clones has gone while attaching to it") from error
+            raise
 
     def forget_handover(self) -> None:
         """When no clone is sent there any more."""
@@ -129,7 +142,7 @@ class Hooks:
                 self._take(place)
             made_clsact = self._put(place)
         except BpfError as error:
-            if error.errno in (errno.ENODEV, errno.ENOENT):
+            if error.errno in _GONE:
                 raise Retry(f"{feed.place} has gone while attaching to it") from error
             raise
         if made_clsact:

@@ -27,7 +27,18 @@ BPFFS_MAGIC = 0xCAFE4A11
 TICKETS_PER_CPU = 16384
 MAX_TICKETS = 1 << 22
 CLOCK_READINGS = 16
-PROGRAMS = ("pick_ingress", "pick_egress", "watch_ingress", "watch_egress", "enter", "cross", "send", "renew")
+PROGRAMS = (
+    "pick_ingress",
+    "pick_egress",
+    "relay_ingress",
+    "relay_egress",
+    "watch_ingress",
+    "watch_egress",
+    "enter",
+    "cross",
+    "send",
+    "renew",
+)
 MAPS = (
     "sources",
     "quicks",

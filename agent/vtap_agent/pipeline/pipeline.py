@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeGuard
@@ -57,15 +58,19 @@ class Pipeline:
         self._peers_seen = b""
         self._peer_sets: Mapping[int, bytes] = {}
         self._slots = set(self._read_points())
+        self._strays_of_removed: Counter[Feed] = Counter()
+        """Packets that fitted no source at tap ports which have gone: a count that was told never shrinks."""
         self.hooks = Hooks(kernel, node)
         """At pods' own devices, for the backend that copies there."""
         self._handover = Handover(kernel, node, export_cpus, self.hooks)
+        self._relays = bool(export_cpus)
+        """Whether what is picked leaves tap ports as clones do pods' devices, and `enter` makes copies of it."""
 
     @staticmethod
     def open(root: Path, node: str, export_cpus: frozenset[int] = frozenset()) -> Pipeline:
         """Adopts what an earlier agent left under `root`, or loads the programs. Without sources nothing is copied.
 
-        What is cloned at pods' devices is worked at by `export_cpus`; by the CPU that cloned it where there are none.
+        What is picked is worked at by `export_cpus`; by the CPU that picked it where there are none.
         `root` becomes a bpffs if it isn't on one. `TellUser` when the kernel, a privilege, a CPU or the compiler is missing.
         """
         made = Pipeline(root, node, Kernel.open(root), export_cpus)
@@ -112,6 +117,7 @@ class Pipeline:
         names = self.tap_port_devices(key)
         index = links.index_of(names.ours)
         if index is not None:
+            self._strays_of_removed[key] += self._strays(index)
             self._kernel.maps["ports"].delete(word(index))
         devices.remove_tap_port(self._node, key)
         self._kernel.unpin_link(names.ours)
@@ -224,6 +230,8 @@ class Pipeline:
             raise Retry("the normalising pair vanished while it was made")
         if not self._kernel.runs("send", names.far, far):
             self._kernel.attach("send", names.far, far)
+        if self._relays or self.hooks.noted():
+            self.hooks.enter_pair(near)
         control = self._kernel.control()
         control.cut_ifindex = cuts.attach(self._kernel, self._node)
         control.near_ifindex, control.queues = near, devices.queues_per_cpu()
@@ -241,6 +249,7 @@ class Pipeline:
             and self._kernel.runs("send", names.far, far)
             and cuts.is_ready(self._kernel, self._node)
             and self._handover.is_ready()
+            and (self.hooks.can_enter() or not self._relays)
         )
 
     def _attach(self, key: Feed, device: str) -> None:
@@ -250,13 +259,17 @@ class Pipeline:
         ports, place = self._kernel.maps["ports"], word(ifindex)
         if ports.lookup(place) is None:
             ports.update(place, bytes(ports.stride * possible_cpus()))
-        self._kernel.attach(f"pick_{key.direction.lower()}", device, ifindex)
+        self._kernel.attach(self._program(key), device, ifindex)
+
+    def _program(self, key: Feed) -> str:
+        """What runs at a tap port."""
+        return f"{'relay' if self._relays else 'pick'}_{key.direction.lower()}"
 
     def _replace_programs(self) -> None:
         """Tap ports that run older programs get the present ones in place; then the old ones' pins can go."""
         ports = self._tap_ports()
         for index, key in ports.items():
-            device, program = self.tap_port_devices(key).ours, f"pick_{key.direction.lower()}"
+            device, program = self.tap_port_devices(key).ours, self._program(key)
             if self._kernel.runs_something(device, index) and not self._kernel.runs(program, device, index):
                 self._attach(key, device)
         names = devices.pair_devices(self._node)
@@ -307,7 +320,7 @@ class Pipeline:
             attached=frozenset(
                 self.tap_port_devices(key).ours
                 for index, key in ports.items()
-                if self._kernel.runs(f"pick_{key.direction.lower()}", self.tap_port_devices(key).ours, index)
+                if self._kernel.runs(self._program(key), self.tap_port_devices(key).ours, index)
             ),
             pair_ready=self._pair_ready(),
         )
@@ -359,17 +372,19 @@ class Pipeline:
 
     def counters(self, slots: Iterable[int] = ()) -> NodeCounters:
         """Of all slots in use, and of `slots` that were until lately."""
-        kernel = self._kernel
-        unattributed: dict[Feed, int] = {}
+        unattributed = Counter(self._strays_of_removed)
         for index, key in self._tap_ports().items():
-            values = [encode.decode(layout.PortCounters, raw) for raw in kernel.per_cpu("ports", word(index))]
-            unattributed[key] = sum(value.unattributed for value in values)
+            unattributed[key] += self._strays(index)
         for direction, port in PORTS.items():
-            values = [encode.decode(layout.PortCounters, raw) for raw in kernel.per_cpu("ports", word(port))]
-            if values:
-                unattributed[Feed(Backend.EBPF, "", direction)] = sum(value.unattributed for value in values)
+            if self._kernel.maps["ports"].lookup(word(port)) is not None:
+                unattributed[Feed(Backend.EBPF, "", direction)] = self._strays(port)
         points = self._counters.read(self._slots.union(slots))
         return NodeCounters(points, unattributed, devices.pair_dropped(self._node), self.stale())
+
+    def _strays(self, port: int) -> int:
+        """Packets that fitted no source, at a tap port by ifindex or at pods' devices by direction."""
+        values = (encode.decode(layout.PortCounters, raw) for raw in self._kernel.per_cpu("ports", word(port)))
+        return sum(value.unattributed for value in values)
 
     def stale(self) -> int:
         """Packets that came out of the pair without a ticket: 0 unless something else sends into it, or tickets ran out."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from vtap_agent import accounts as module
-from vtap_agent.accounts import LAST_WORD, SETTLE, Accounts
+from vtap_agent.accounts import LAST_WORD, SETTLE, SETTLE_AT_LAST, Accounts
 from vtap_agent.errors import Retry, TellUser
 from vtap_agent.plan.dataplane import Direction, NodeCounters, PointCounters, TapPointName
 from vtap_agent.plan.slots import StreamName
@@ -56,6 +57,24 @@ def test_a_stream_that_is_still_fed_is_not_closed_however_long_it_is_unwanted(tm
     accounts.settle(counters(s0=PointCounters(seen=7)))
     assert accounts.used_slots() == frozenset() and accounts.leaving == frozenset()
     assert seen(accounts, counters()) == [7]
+
+
+def test_a_stream_whose_copies_are_on_their_way_is_read_when_they_have_come_or_never_will(tmp_path: Path, clock: Clock) -> None:
+    accounts = Accounts(tmp_path / "s.json", FIRST_KEY)
+    accounts.admit([stream(0), stream(1)])
+    accounts.admit([])
+    accounts.unfed()
+    waiting, dropped = PointCounters(seen=9, handed=9, arrived=4), PointCounters(seen=9, handed=9, arrived=9)
+    clock.now += SETTLE
+    accounts.settle(counters(s0=waiting, s1=dropped))
+    assert accounts.used_slots() == {0} and accounts.due()
+    clock.now += SETTLE
+    accounts.settle(counters(s0=replace(waiting, arrived=8, sent=8)))
+    assert accounts.used_slots() == {0}
+    clock.now += SETTLE_AT_LAST
+    accounts.settle(counters(s0=replace(waiting, arrived=8, sent=8)))
+    assert accounts.used_slots() == frozenset()
+    assert [row.counters.sent for row in accounts.rows(counters()) if row.counters.handed > row.counters.arrived] == [8]
 
 
 def test_a_stream_that_is_wanted_again_goes_on(tmp_path: Path, clock: Clock) -> None:

@@ -63,6 +63,12 @@ def udp(source: str, destination: str, sport: int, dport: int, payload: bytes) -
     return head[:6] + struct.pack(">H", sum_) + payload
 
 
+def udp_partial(source: str, destination: str, sport: int, dport: int, payload: bytes) -> bytes:
+    """As `udp`, but the checksum field holds the pseudo header's sum only: the rest is an offload's task."""
+    partial = ~checksum(pseudo(source, destination, 17, 8 + len(payload))) & 0xFFFF
+    return struct.pack(">HHHH", sport, dport, 8 + len(payload), partial) + payload
+
+
 def tcp(source: str, destination: str, sport: int, dport: int, payload: bytes, flags: int = 0x10, seq: int = 1) -> bytes:
     head = struct.pack(">HHIIBBHHH", sport, dport, seq, 0, 5 << 4, flags, 512, 0, 0)
     sum_ = checksum(pseudo(source, destination, 6, 20 + len(payload)) + head + payload)
@@ -89,3 +95,8 @@ def ethertype(address: str) -> int:
 def virtio(version: int, gso_size: int, headers: int, tcp: int = 20) -> bytes:
     """struct virtio_net_hdr for TCP: checksum needed from the last `tcp` bytes of the headers on, segments of `gso_size`."""
     return struct.pack("=BBHHHH", 1, 1 if version == 4 else 4, headers, gso_size, headers - tcp, 16)
+
+
+def virtio_checksum(start: int, field: int) -> bytes:
+    """struct virtio_net_hdr of a packet that stays whole: the checksum from `start` on belongs `field` bytes behind that."""
+    return struct.pack("=BBHHHH", 1, 0, 0, 0, start, field)

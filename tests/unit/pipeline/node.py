@@ -40,6 +40,7 @@ from vtap_agent.plan.dataplane import (
     TapPointName,
     TapProgram,
 )
+from vtap_lab.errors import PATIENCE
 
 CLONE_NEWNET = 0x40000000
 POD_MAC = bytes.fromhex("020000000001")
@@ -53,7 +54,7 @@ ADDRESSES = {
 }
 KEY = 4096
 INCARNATION = "9f86d081884c7d65"
-DEADLINE = 10.0
+DEADLINE = 10.0 * PATIENCE
 PACKET_VNET_HDR = 15
 ETH_P_ALL = 3
 SIOCGIFHWADDR = 0x8927

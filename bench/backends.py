@@ -12,8 +12,8 @@ Production (both pods and vswitchd, with the softirqs that they cause) has all c
 of copies beyond the node, and who reads them: the router, the collector, the agent, and tcpdump. What a way to copy does in
 production's own context stays there, as it does on a node that nobody has tuned: cloning, segmenting, the switch's second
 output, `pick` behind the switch, encapsulation. "Busy" is production's cores only. The node's uplink hands frames to a ring
-that the last core looks into every 50 µs, as a network card with interrupt moderation does (decision 0106). "EBPF on export
-CPUs" has copies worked at on the last core too, which costs an interrupt between cores for many of them: dear on virtual
+that the last core looks into every 50 µs, as a network card with interrupt moderation does (decision 0106). "On export
+CPUs" copies are worked at on the last core too, which costs an interrupt between cores for many of them: dear on virtual
 machines.
 
 All copies but those of packet sockets go to the same collector over the same two hops; tcpdump writes to /dev/null. Then, on
@@ -48,6 +48,7 @@ from bench.backends_goals import (
     HANDED,
     MIRRED,
     MIRROR,
+    MIRROR_HANDED,
     P50,
     RAW,
     SAMPLED,
@@ -224,7 +225,7 @@ def backend_rows() -> Mapping[str, Row]:
     for variant in (FULL, FILTERED):
         peers[row_name(CAPTURE, variant)] = Tcpdump(variant, in_pod=False)
         peers[row_name(SIDECAR, variant)] = Tcpdump(variant, in_pod=True)
-    handed = {row_name(HANDED, FULL): HandedOver(backend=EBPF)}
+    handed = {row_name(HANDED, FULL): HandedOver(backend=EBPF), row_name(MIRROR_HANDED, FULL): HandedOver(backend=MIRROR)}
     return {BASELINE: Row(), AGAIN: Row(), RAW: RawMirror(), **ours, **handed, **peers}
 
 

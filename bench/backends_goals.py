@@ -21,7 +21,7 @@ ONE_TAP = "1 tap"
 FULL, SAMPLED, FILTERED = "full", "1 in 100", "1 % by filter"
 VARIANTS = (FULL, SAMPLED, FILTERED)
 MIRROR, GROUP, EBPF = "OVSMirror", "OVSGroup", "EBPF"
-HANDED = "EBPF on export CPUs"
+HANDED, MIRROR_HANDED = "EBPF on export CPUs", "OVSMirror on export CPUs"
 """Whose copies are worked at by cores that are set aside for that."""
 MIRRED, CAPTURE, SIDECAR = "tc mirred", "AF_PACKET on the veth", "tcpdump in the pod"
 PEERS = (MIRRED, CAPTURE, SIDECAR)

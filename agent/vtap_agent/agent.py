@@ -30,6 +30,7 @@ from vtap_agent.events import Mailbox
 from vtap_agent.health import Health
 from vtap_agent.inventory import Observer
 from vtap_agent.inventory.observer import PodSource
+from vtap_agent.inventory.pod_ends import PodEnds
 from vtap_agent.loop import Loop, Parts, TapSource, View
 from vtap_agent.pipeline import Pipeline
 from vtap_agent.pipeline.edges import Edges
@@ -226,6 +227,7 @@ class Agent:
             groups.uncopied,
             edges.look,
             lambda: _has_switch(settings.ovsdb),
+            PodEnds().passed_by,
         )
         loop = self._loop = Loop(parts, first_key)
         loop.metrics.add(PollThreadMetrics(lambda: _poll_threads(ovsdb)))

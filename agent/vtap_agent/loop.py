@@ -25,7 +25,7 @@ from vtap_agent.inventory import Observer
 from vtap_agent.lease import Lease
 from vtap_agent.pipeline import Pipeline, PipelineStep
 from vtap_agent.plan.assembly import Announced, Plan, assemble
-from vtap_agent.plan.dataplane import Backend, DataPlane, Feed, NodeCounters
+from vtap_agent.plan.dataplane import Backend, DataPlane, Feed, Group, NodeCounters
 from vtap_agent.plan.inventory_model import Inventory
 from vtap_agent.plan.mirror_health import EVIDENCE
 from vtap_agent.plan.moves import with_old_feeds
@@ -97,7 +97,7 @@ class CopyBackend(Protocol):
         ...
 
     def refusals(self, wanted: DataPlane) -> Mapping[Feed, str]:
-        """The feeds of its own that cannot be had, and what a person has to change."""
+        """The feeds of its own that cannot be had, and why; of OVSGroup as a clause, else with what a person has to change."""
         ...
 
     def plan(self, wanted: DataPlane) -> Sequence[Step]:
@@ -134,6 +134,8 @@ class Parts:
     """Serves the monitors of this node and adds the ways of copies without a tunnel."""
     switch_expected: Callable[[], bool] = lambda: True
     """Whether there is an Open vSwitch on this node that should answer."""
+    passed_by: Callable[[frozenset[Feed]], frozenset[Feed]] = lambda _hooks: frozenset()
+    """Those of these EBPF feeds that packets pass by, and so are not copied; asked every tick."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +167,12 @@ class _Planned:
     slots: SlotTable
     confirmed: Announced
     withheld: Mapping[str, Withheld]
+    auto_groups: frozenset[Feed]
+    """Where `Auto` would have flows copy."""
+    ungrouped: Mapping[Feed, str]
+    """Those of them where it can't, and why."""
     selection: Selection
+    """With what `Auto` takes there instead."""
     unrefused: Plan
     """As if every feed could be had, and the preprocessor held every program."""
     refused: tuple[Mapping[Feed, str], Mapping[str, str]]
@@ -187,11 +194,13 @@ class Loop:
         self._tick_failure = ""
         self._unverified: tuple[Shortfall, ...] = ()
         self._feed_problems: Mapping[Feed, str] = {}
+        self._passed_by = frozenset[Feed]()
         self._source_problems: tuple[str, ...] = ()
         self._inventory_problems: tuple[str, ...] = ()
         self._inventory: Inventory | None = None
         self._last_seen: Inventory | None = None
         self._planned: _Planned | None = None
+        self._ungrouped: Mapping[Feed, str] = {}
         self._strays: Mapping[Feed, int] = {}
         self._reported: tuple[Row, ...] | None = None
         self._said: tuple[Observations, tuple[TapVerdict, ...]] | None = None
@@ -375,18 +384,33 @@ class Loop:
             and known.confirmed == accounts.confirmed
             and known.withheld == self._withheld(known.selection)
             and known.inventory == inventory
+            and known.ungrouped == self._ungroupable(known.auto_groups, inventory)
         )
 
     def _planned_anew(self, desired: Desired, inventory: Inventory) -> _Planned:
         accounts = self._parts.accounts
-        selection = select(desired, inventory)
+        preferred = select(desired, inventory)
+        auto_groups = preferred.auto_groups
+        ungrouped = self._ungroupable(auto_groups, inventory)
+        selection = preferred.without(ungrouped)
         for failure in selection.failures:
             log.error("tap %s cannot be planned", failure.tap, exc_info=failure.error)
             self.metrics.failures.labels("plan").inc()
         accounts.admit(candidate.stream for candidate in selection.candidates)
         kept_back = self._withheld(selection)
         plan = self._assemble(selection, inventory, kept_back)
-        return _Planned(desired, inventory, accounts.slots, accounts.confirmed, kept_back, selection, plan, ({}, {}), plan)
+        made_of = (desired, inventory, accounts.slots, accounts.confirmed, kept_back, auto_groups, ungrouped)
+        return _Planned(*made_of, selection, plan, ({}, {}), plan)
+
+    def _ungroupable(self, feeds: frozenset[Feed], inventory: Inventory) -> Mapping[Feed, str]:
+        """Which of the feeds that `Auto` would take can't be had, and why; as seen last while Open vSwitch does not answer.
+
+        Asked of what it would take rather than of what is there, the answer changes with the bridge alone, not with itself.
+        """
+        if inventory.switch.reachable:
+            asked = DataPlane(groups={feed: Group(feed, ()) for feed in feeds})
+            self._ungrouped = self._refused_feeds(asked, inventory) if feeds else {}
+        return {feed: sentence for feed, sentence in self._ungrouped.items() if feed in feeds}
 
     def _withheld(self, selection: Selection) -> Mapping[str, Withheld]:
         """Destinations to which nothing may be sent, as their collectors answer now."""
@@ -516,6 +540,7 @@ class Loop:
             parts.mailbox.changed()
         if self._planned is not None and self._withheld(self._planned.selection) != self._planned.withheld:
             parts.mailbox.changed()
+        self._passed_by = parts.passed_by(self._wanted.hooks)
         self._look_at_feeds()
 
     def _look_at_feeds(self) -> None:
@@ -552,6 +577,7 @@ class Loop:
             switch_away=self._failure == AWAY,
             unverified=self._unverified,
             feed_problems=self._feed_problems,
+            passed_by=self._passed_by,
             told=frozenset(answers),
             collector_problems={name: answer.problem for name, answer in answers.items() if answer.problem},
             confirming=frozenset(name for name, answer in answers.items() if answer.streams and not answer.problem),

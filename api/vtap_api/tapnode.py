@@ -102,6 +102,8 @@ class PointStatus(Model):
     """The key of its stream; 0 where it has none."""
     backend: BackendName = BackendName.AUTO
     """How copies are made."""
+    why: Sentence = ""
+    """Why they are made so: what `Auto` takes here, and for what reason, or that the tap names it."""
     state: PointState
     """`Ready`: copies. `Waiting`: will copy when something else changes. `Refused`: someone has to change something."""
     reason: Word = ""

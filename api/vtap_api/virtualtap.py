@@ -442,7 +442,9 @@ class VirtualTapSpec(Model):
     packet: PacketCut = PacketCut()
     """How much of each packet is copied; whole packets where it is left out."""
     backend: BackendName = BackendName.AUTO
-    """How copies are made; `Auto` takes one that can do what the tap asks for, and the status says which."""
+    """How copies are made; `Auto` takes one that can do what the tap asks for, and the status of the node says which and why.
+    Packets that eBPF of a network plugin takes past the node's end of a pod's device (Cilium's host routing and netkit, Calico's
+    data plane in eBPF) are not copied, and the status says so."""
     destination_ref: DestinationRef = DestinationRef()
     """Where copies go."""
     ttl: Annotated[Duration, DurationBetween(Duration("10s"), Duration("168h"))] | None = None

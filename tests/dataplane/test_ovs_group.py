@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.frames import BROADCAST, LINK_LOCAL, MULTICAST, frame
+from tests.contract.columns import DATAPATHS, KERNEL, Column, why_not
+from tests.contract.frames import BROADCAST, KINDS, LINK_LOCAL, MULTICAST, MULTICAST6, frame
 from tests.contract.networks import NODE, OvsNetwork
 from tests.contract.sockets import gather
 from tests.dataplane.site import Site, expect_each_once, expect_none, point
 from tests.dataplane.test_ovs_mirror import Flow, assert_no_worse, wait_for
-from vtap_agent.backends.ovs_group import OvsGroupBackend
+from vtap_agent.backends.ovs_group import LOOK_AT_LEAST_EVERY, OvsGroupBackend
 from vtap_agent.plan.dataplane import Action, Backend, DataPlane, Direction, Feed, Group, GroupMember, TapProgram
 from vtap_agent.plan.tap_ports import tap_port_name
 from vtap_lab.exchange import start_exchange
@@ -29,6 +30,13 @@ OUT, IN = TAPS[Direction.EGRESS], TAPS[Direction.INGRESS]
 PROGRAMS = {"all": TapProgram(Action.INCLUDE, ())}
 HOST_SAYS = 20
 """Packets that the node itself may send to new devices, ours among them, where our flows drop them."""
+NETDEV = "netdev"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "shared_lab" in metafunc.fixturenames:
+        datapaths = (NETDEV, KERNEL) if metafunc.definition.get_closest_marker("every_datapath") else (NETDEV,)
+        metafunc.parametrize("shared_lab", datapaths, indirect=True, scope="module")
 
 
 class GroupNetwork(OvsNetwork):
@@ -87,8 +95,10 @@ class GroupNetwork(OvsNetwork):
 
 
 @pytest.fixture(scope="module")
-def shared_lab() -> Iterator[Lab]:
-    with Lab(LabOptions()) as lab:
+def shared_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    if reason := why_not(Column(Backend.OVS_GROUP.value, request.param)):
+        (pytest.fail if os.environ.get("CI") and request.param == NETDEV else pytest.skip)(reason)
+    with Lab(DATAPATHS[request.param]) as lab:
         yield lab
 
 
@@ -110,11 +120,21 @@ def macs(network: GroupNetwork) -> Mapping[str, str]:
     return made
 
 
-def originals(network: GroupNetwork, macs: Mapping[str, str]) -> Counter[tuple[int, str, int]]:
-    """Everything that a bridge treats in a way of its own: (which frame, pod that it reached, VLAN there), and how often."""
-    receivers = [*macs.values(), BROADCAST, MULTICAST, LINK_LOCAL, "02:99:00:00:00:01"]
-    sent = [(sender, frame(receiver, macs[sender])) for sender in macs for receiver in receivers]
-    sent += [(sender, frame(receiver, macs[sender], 7)) for sender in "ad" for receiver in (macs["e"], BROADCAST)]
+def originals(network: GroupNetwork, macs: Mapping[str, str]) -> Counter[tuple[str, int, str, int]]:
+    """Everything that a bridge treats in a way of its own: (kind, which frame, pod that it reached, VLAN there), and how often.
+
+    Kind by kind: a switch may drop a burst of flows that are all new to it.
+    """
+    found: Counter[tuple[str, int, str, int]] = Counter()
+    for kind in KINDS:
+        found.update({(kind, *where): count for where, count in originals_of(kind, network, macs).items()})
+    return found
+
+
+def originals_of(kind: str, network: GroupNetwork, macs: Mapping[str, str]) -> Counter[tuple[int, str, int]]:
+    receivers = [*macs.values(), BROADCAST, MULTICAST, MULTICAST6, LINK_LOCAL, "02:99:00:00:00:01"]
+    sent = [(sender, frame(receiver, macs[sender], 0, kind)) for sender in macs for receiver in receivers]
+    sent += [(sender, frame(receiver, macs[sender], 7, kind)) for sender in "ad" for receiver in (macs["e"], BROADCAST)]
     last = {sender: frame(BROADCAST, macs[sender]) for sender in macs}
     for sender, packet in (*sent, *last.items()):
         network.sockets[sender].send(packet)
@@ -126,20 +146,24 @@ def originals(network: GroupNetwork, macs: Mapping[str, str]) -> Counter[tuple[i
         arrived = gather({name: network.sockets[name] for name in macs}, 0)
         for name, packets in arrived.items():
             due.difference_update(packet.number for packet in packets)
-            found.update((places[packet.number], name, packet.vlan) for packet in packets if packet.number in places)
-        return not due
+            own = [packet for packet in packets if packet.number in places]
+            assert all(packet.kind == kind for packet in own)
+            found.update((places[packet.number], name, packet.vlan) for packet in own)
+        return not due and not any(arrived.values())
 
-    wait_for(come, "each pod's last broadcast has arrived")
+    wait_for(come, "each pod's last broadcast has arrived, and nothing comes any more")
     return found
 
 
+@pytest.mark.every_datapath
 def test_forwarding_and_learning_are_as_without_us(network: GroupNetwork, macs: Mapping[str, str]) -> None:
+    """Of ARP, neighbour discovery, IPv4, IPv6 and IGMP as of what no bridge knows: known, unknown, group-addressed, tagged."""
     originals(network, macs)  # Pod a's tagged frames teach the bridge where it is in VLAN 7 too.
     before, learnt = originals(network, macs), network.learnt()
     network.tap(egress="abd", ingress="abe")
     assert originals(network, macs) == before
     assert network.learnt() == learnt
-    assert len(before) > 40
+    assert len(before) > 40 * len(KINDS)
 
 
 def test_each_copy_is_made_once(network: GroupNetwork, macs: Mapping[str, str]) -> None:
@@ -164,6 +188,7 @@ def test_unknown_unicast_to_a_tapped_pod_is_copied_once(network: GroupNetwork, m
     assert OUT not in found
 
 
+@pytest.mark.every_datapath
 def test_flows_of_others_still_decide(network: GroupNetwork, macs: Mapping[str, str]) -> None:
     """An access list, and a pipeline of several tables."""
     switch = network.lab.switch
@@ -189,6 +214,7 @@ def test_flows_of_others_still_decide(network: GroupNetwork, macs: Mapping[str, 
         switch.ofctl("--strict", "del-flows", BRIDGE, "table=0,priority=100")
 
 
+@pytest.mark.every_datapath
 def test_a_hairpin_that_others_flows_make_is_copied_and_made(network: GroupNetwork, macs: Mapping[str, str]) -> None:
     network.lab.switch.ofctl("add-flow", BRIDGE, f"table=0,priority=300,dl_src={macs['a']},dl_dst={macs['a']},actions=in_port")
     try:
@@ -199,6 +225,7 @@ def test_a_hairpin_that_others_flows_make_is_copied_and_made(network: GroupNetwo
         network.lab.switch.ofctl("del-flows", BRIDGE, f"table=0,dl_src={macs['a']},dl_dst={macs['a']}")
 
 
+@pytest.mark.every_datapath
 def test_changes_lose_and_double_nothing(network: GroupNetwork, macs: Mapping[str, str]) -> None:
     """A starved switch may not come round to a port in time, tapped or not; what it takes it forwards, and copies, once."""
     spans: list[tuple[int, int, bool]] = []
@@ -215,6 +242,66 @@ def test_changes_lose_and_double_nothing(network: GroupNetwork, macs: Mapping[st
     for begin, end, tapped in spans:
         assert flow.copies(OUT, begin, end) == (flow.copies("b", begin, end) if tapped else Counter())
     assert drops(network) - dropped <= HOST_SAYS, "the switch counts what it drops, whatever for"
+
+
+@pytest.mark.every_datapath
+def test_others_may_begin_to_use_a_table_of_ours(network: GroupNetwork, macs: Mapping[str, str]) -> None:
+    """Until we have moved, which is soon, their flows and ours don't meet."""
+    network.tap(egress="a", ingress="b")
+    table = min(ours(network.flows())[0])
+    begin_to(network, macs, f"table={table},priority=32768,actions=NORMAL", f"table=0,priority=100,actions=resubmit(,{table})")
+    assert table not in ours(network.flows())[0]
+
+
+@pytest.mark.every_datapath
+def test_others_may_begin_to_use_our_register(network: GroupNetwork, macs: Mapping[str, str]) -> None:
+    network.tap(egress="a", ingress="b")
+    register = ours(network.flows())[1]
+    load = f"load:0x7->NXM_NX_REG{register}[]"
+    theirs = f"table=9,reg{register}=0x7,actions=NORMAL", f"table=0,priority=100,actions={load},resubmit(,9)"
+    assert 9 not in ours(network.flows())[0]
+    begin_to(network, macs, *theirs)
+    assert ours(network.flows())[1] != register
+
+
+def begin_to(network: GroupNetwork, macs: Mapping[str, str], *theirs: str) -> None:
+    """Add flows of others' under traffic from a to b, until ours have moved, then take them back."""
+    dropped, noticed = drops(network), network.lost
+    switch = network.lab.switch
+    try:
+        with Flow(network, "a", macs["a"], macs["b"]) as flow:
+            for line in theirs:
+                switch.ofctl("add-flow", BRIDGE, line)
+            added, as_they_are = flow.run_on(), foreign(network.flows())
+            wait_for(
+                lambda: bool(network.groups.uncopied() or network.lost > noticed), "others' flows are seen", LOOK_AT_LEAST_EVERY
+            )
+            beside = flow.run_on()
+            network.tap(egress="a", ingress="b")
+        assert foreign(network.flows()) == as_they_are
+    finally:
+        for line in theirs:
+            switch.ofctl("--strict", "del-flows", BRIDGE, line.partition(",actions=")[0])
+    forwarded = flow.copies("b")
+    assert set(forwarded.values()) == {1}
+    assert len(flow.copies("b", added, beside)) > 0.9 * len(flow.each_once(added, beside)), "their flows forward, beside ours"
+    assert flow.copies(OUT) == flow.copies(IN) == forwarded
+    assert drops(network) - dropped <= HOST_SAYS
+
+
+def is_ours(flow: str) -> bool:
+    return "cookie=0x7654" in flow
+
+
+def foreign(flows: list[str]) -> list[str]:
+    return [flow for flow in flows if not is_ours(flow)]
+
+
+def ours(flows: list[str]) -> tuple[set[int], int]:
+    """(tables, register) of our flows."""
+    found = [flow for flow in flows if is_ours(flow)]
+    (register,) = {int(number) for flow in found for number in re.findall(r"\breg(\d+)=", flow)}
+    return {int(number) for flow in found for number in re.findall(r"\btable=(\d+)", flow)} - {0}, register
 
 
 def drops(network: GroupNetwork) -> int:
@@ -262,7 +349,7 @@ def test_a_bridge_of_a_controllers_is_refused(network: GroupNetwork, macs: Mappi
         wanted = network.want(egress="a")
         wait_for(lambda: bool(network.groups.refusals(wanted)), "the controller is seen")
         (sentence,) = network.groups.refusals(wanted).values()
-        assert "tcp:127.0.0.1:1" in sentence and "use OVSMirror or EBPF" in sentence
+        assert "it needs flows of its own in bridge br0, which belongs to the controller tcp:127.0.0.1:1" in sentence
     finally:
         network.lab.switch.vsctl("del-controller", BRIDGE)
         wait_for(lambda: any("NORMAL" in line for line in network.flows()), "the bridge switches again")
@@ -329,6 +416,46 @@ def test_two_taps_with_different_filters_share_a_group(site: Site) -> None:
             expect_none(site.stored(name), exchange, point(web, "egress"))
     dump = site.lab.switch.ofctl("-O", "OpenFlow13", "dump-groups", BRIDGE)
     assert dump.count("group_id=") == 1
+
+
+def test_two_taps_of_the_same_packets_take_one_output_of_the_switch(site: Site) -> None:
+    """Each to a destination of its own: copies are multiplied behind the tap port."""
+    site.new_scene()
+    web, client = site.pod("web"), site.pod("client")
+    site.lab.write(site.lab.taps / "destination-other.yaml", site.collector.as_destination("other"))
+    site.tap("one", backend="OVSGroup", direction="Egress")
+    site.tap("two", backend="OVSGroup", direction="Egress", destinationRef={"name": "other"})
+    before = packets_at(site, Direction.EGRESS)
+    exchange = start_exchange(site.lab, web, client, count=200).finish()
+    for name in ("one", "two"):
+        assert site.closes(name)["sent"] >= 200
+        expect_each_once(site.stored(name), exchange, point(web, "egress"))
+    assert 200 <= packets_at(site, Direction.EGRESS) - before < 220
+
+
+def test_our_flows_leave_a_table_that_others_begin_to_use(site: Site) -> None:
+    """By themselves, and no packet and no copy is the poorer for it."""
+    site.new_scene()
+    web, client = site.pod("web"), site.pod("client")
+    site.tap("web", backend="OVSGroup", direction="Egress")
+    switch = site.lab.switch
+
+    def tables() -> set[int]:
+        return ours(switch.ofctl("--no-stats", "dump-flows", BRIDGE).splitlines())[0]
+
+    table = max(tables())
+    running = start_exchange(site.lab, web, client, count=0, rate=200)
+    try:
+        switch.ofctl("add-flow", BRIDGE, f"table={table},priority=1,actions=NORMAL")
+        switch.ofctl("add-flow", BRIDGE, f"table=0,priority=100,actions=resubmit(,{table})")
+        wait_for(lambda: table not in tables(), "our flows have moved", LOOK_AT_LEAST_EVERY)
+        exchange = running.stop()
+        site.closes("web")
+    finally:
+        switch.ofctl("--strict", "del-flows", BRIDGE, "table=0,priority=100")
+        switch.ofctl("del-flows", BRIDGE, f"table={table}")
+    assert Counter(exchange.received[str(client)]) == Counter(exchange.sent)
+    expect_each_once(site.stored("web"), exchange, point(web, "egress"))
 
 
 def test_flows_that_somebody_wiped_come_back_by_themselves(site: Site) -> None:

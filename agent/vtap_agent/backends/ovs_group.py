@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -31,16 +32,16 @@ from vtap_agent.plan.groups import (
     uncopied,
 )
 from vtap_agent.plan.groups_flows import BridgeFlows, Layout, SwitchPort, our_cookies
-from vtap_agent.plan.groups_foreign import ForeignFlows, cookie_of, group_of, packets_of, read_foreign
+from vtap_agent.plan.groups_foreign import ForeignFlows, cookie_of, group_of, packets_of, read_foreign, without_counters
 from vtap_agent.plan.shortfalls import Shortfall
 from vtap_agent.plan.stamps import Stamp
 from vtap_agent.plan.steps import Step
 from vtap_agent.plan.tap_ports import AddTapPort, BridgeStep, DeleteTapPort, tap_port_name
 
-LOOK_EVERY = 30.0
-"""Seconds between looks at other people's flows of a bridge that ours are on."""
-
-
+LOOK_EVERY, LOOK_AT_LEAST_EVERY = 2.0, 30.0
+"""Seconds between looks at other people's flows of a bridge that ours are on: the more of them there are, the longer."""
+LOOK_SHARE = 0.02
+"""Of its time that a bridge is looked at, where this takes less than LOOK_AT_LEAST_EVERY."""
 READ_EVERY = 0.5
 """Seconds between readings of our flows' counters, which vswitchd itself brings up to date about as often."""
 log = logging.getLogger(__name__)
@@ -67,7 +68,10 @@ class _Bridge:
     """What is remembered of a bridge. `packets` are those counted by our flows, `pid` that of the vswitchd which counted them."""
 
     pid: int | None = None
-    looked_at: float = 0.0
+    look_at: float = -math.inf
+    """When others' flows are due to be looked at again, in seconds of a monotonic clock."""
+    text: int = 0
+    """A hash of others' flows and groups as last read."""
     foreign: ForeignFlows | None = None
     trouble: str = ""
     layout: Layout | None = None
@@ -95,7 +99,8 @@ class _Bridge:
 class OvsGroupBackend:
     """The flows, groups and tap ports of this node. Call it from one thread.
 
-    `on_loss` is called where flows of ours are found missing, so that a pass comes soon.
+    `on_loss` is called where flows of ours are found missing, or others' have changed so that ours may have to, so that a pass
+    comes soon.
     """
 
     def __init__(
@@ -133,7 +138,7 @@ class OvsGroupBackend:
         """Packets, by slot, that the flows did not copy since the slot's tap point is there, as no tap of its pod wants them.
 
         Counted by the switch, for which a super-packet is one packet. Read now, but at most once in READ_EVERY seconds; where the
-        switch does not answer, as of the last time.
+        switch does not answer, as of the last time. The bridges are watched on the way.
         """
         now = time.monotonic()
         if now - self._read_at >= READ_EVERY:
@@ -141,17 +146,28 @@ class OvsGroupBackend:
             for name, known in self._known.items():
                 if known.flows.flows:
                     try:
-                        self._count(known, self._present(name))
+                        self._watch(name, known)
                     except VtapError as reason:
                         log.debug("flows of %s were not read: %s", name, reason)
         return {slot: count for slot, (_, count) in self._uncopied.items()}
 
-    def _count(self, known: _Bridge, present: Present) -> None:
-        for slot, count in uncopied(known.flows.flows, known.packets, present.packets).items():
+    def _watch(self, name: str, known: _Bridge) -> None:
+        """Read the counters of our flows, and ask for a pass where what they were made for is not so any more."""
+        before, there = (known.foreign, known.trouble), known.packets
+        self._look(name)
+        if (known.foreign, known.trouble) != before:
+            self._on_loss()
+        packets = self._packets(name)
+        self._count(known, packets)
+        if there.keys() & {flow.cookie for flow in known.flows.flows} - packets.keys():
+            self._on_loss()
+
+    def _count(self, known: _Bridge, packets: Mapping[int, int]) -> None:
+        for slot, count in uncopied(known.flows.flows, known.packets, packets).items():
             incarnation = known.incarnations.get(slot, "")
             before, sum_ = self._uncopied.get(slot, ("", 0))
             self._uncopied[slot] = (incarnation, count + (sum_ if before == incarnation else 0))
-        known.packets = present.packets
+        known.packets = packets
 
     def observe(self) -> Mapping[str, GroupBridge]:
         """Bridges by name, as the database tells them. Raises Wait where it is down."""
@@ -167,7 +183,7 @@ class OvsGroupBackend:
         return replace(bridge, tap_ports=tuple(tap_ports.checked(port) for port in bridge.tap_ports))
 
     def refusals(self, wanted: DataPlane) -> dict[Feed, str]:
-        """The feeds that cannot be had, and what a person has to change."""
+        """The feeds that cannot be had, and why: to be read after "OVSGroup can't be had:"."""
         found: dict[Feed, str] = {}
         bridges = self._observe_for(wanted)
         for name in sorted({feed.place for feed in wanted.groups} & bridges.keys()):
@@ -192,12 +208,15 @@ class OvsGroupBackend:
                 continue
             ports = port_changes(bridge, groups, self._stamp)
             try:
-                differs = bool(ports) or bool(self._changes(bridge, groups, wanted))
+                changes = self._changes(bridge, groups, wanted)
             except VtapError:
-                if groups:
+                if groups and not self._known[name].trouble:
                     raise
-                continue  # Nobody wants anything there; what is left of ours goes when the bridge answers.
-            if differs:
+                # Nobody wants anything there, or only until what `refusals` has told makes it go elsewhere. What is left of our
+                # flows goes when the bridge answers; without its tap port a copy is nothing to the bridge until then.
+                steps.extend(port for port in ports if isinstance(port, DeleteTapPort))
+                continue
+            if changes or ports:
                 steps.extend((*ports, SetFlows(name, groups, wanted)))
             elif not groups:
                 self._swept.add(name)
@@ -277,31 +296,48 @@ class OvsGroupBackend:
     def _changes(self, bridge: GroupBridge, groups: Mapping[Direction, Group], wanted: DataPlane) -> tuple[str, ...]:
         """What to change in the flows, with their counters read on the way."""
         known = self._look(bridge.name) if groups else self._known[bridge.name]
-        present = self._present(bridge.name)
-        self._count(known, present)
+        try:
+            present = self._present(bridge.name)
+        except TellUser:
+            known.look_at = -math.inf  # Something has changed there: the next pass asks again what can be had.
+            raise
+        self._count(known, present.packets)
         if not groups:
             known.target = None
         return bundle(known.aim(bridge, groups, wanted, self._stamp.node), present)
 
     def _present(self, bridge: str) -> Present:
-        flows = self._ofctl.flows(bridge, our_cookies(self._stamp.node))
         numbers = {group_of(line) for line in self._ofctl.groups(bridge)}
-        return Present({cookie_of(line): packets_of(line) for line in flows}, our_groups(self._stamp.node) & numbers)
+        return Present(self._packets(bridge), our_groups(self._stamp.node) & numbers)
+
+    def _packets(self, bridge: str) -> Mapping[int, int]:
+        """That each flow of ours has counted, by cookie."""
+        flows = self._ofctl.flows(bridge, our_cookies(self._stamp.node))
+        return {cookie_of(line): packets_of(line) for line in flows}
 
     def _look(self, name: str) -> _Bridge:
-        """At other people's flows: at first, after a restart of vswitchd, and now and then. Raises Wait, Retry."""
-        known, pid, now = self._known[name], self._connection.vswitchd.pid(), time.monotonic()
-        if known.pid == pid and now - known.looked_at < LOOK_EVERY and (known.foreign or known.trouble):
+        """At other people's flows: at first, after a restart of vswitchd, and every few seconds. Raises Wait, Retry."""
+        known, pid, begin = self._known[name], self._connection.vswitchd.pid(), time.monotonic()
+        if known.pid == pid and begin < known.look_at and (known.foreign or known.trouble):
             return known
         if known.pid != pid:
             known.packets = {}
         try:
-            known.foreign, known.trouble = read_foreign(*self._foreign(name)), ""
-            known.layout = layout_for(known.foreign, known.layout)
+            self._read_foreign(name, known)
         except TellUser as error:
             known.trouble = str(error)
-        known.pid, known.looked_at = pid, now
+        now = time.monotonic()
+        known.pid, known.look_at = pid, now + min(LOOK_AT_LEAST_EVERY, max(LOOK_EVERY, (now - begin) / LOOK_SHARE))
         return known
+
+    def _read_foreign(self, name: str, known: _Bridge) -> None:
+        """Dumping is cheap, understanding is not: what says the same as before means the same."""
+        flows, groups = self._foreign(name)
+        text = hash(tuple(map(without_counters, (*flows, *groups))))
+        if known.foreign is None or text != known.text:
+            known.foreign, known.text = read_foreign(flows, groups), text
+            known.layout = layout_for(known.foreign, known.layout)
+        known.trouble = ""
 
     def _foreign(self, name: str) -> tuple[list[str], list[str]]:
         value, mask = our_cookies(self._stamp.node)

@@ -58,8 +58,7 @@ class Ofctl:
             done = subprocess.run(argv, input=text, capture_output=True, text=True, check=False, env=_environment())
         except FileNotFoundError as error:
             raise TellUser(
-                f"flows are written by {PROGRAM}, which is not installed beside the agent; install openvswitch-common, "
-                "or let the tap use another backend"
+                f"flows are written by {PROGRAM}, which is not installed beside the agent; install openvswitch-common"
             ) from error
         if done.returncode == 0:
             return done.stdout
@@ -80,7 +79,7 @@ def _error(bridge: str, path: Path, command: str, said: str) -> VtapError:
     if "version negotiation failed" in said:
         return TellUser(
             f"bridge {bridge} speaks no OpenFlow 1.4, which flows that change all at once need; allow it "
-            f"(ovs-vsctl add bridge {bridge} protocols {VERSION}), or let the tap use another backend"
+            f"(ovs-vsctl add bridge {bridge} protocols {VERSION})"
         )
     if any(word in said for word in ("No such file", "Connection refused", "is not a bridge or a socket", "failed to connect")):
         return Wait(f"bridge {bridge} cannot be reached at {path}; is ovs-vswitchd running?")

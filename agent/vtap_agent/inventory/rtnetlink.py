@@ -12,6 +12,7 @@ import errno
 import os
 import socket
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntFlag
 
@@ -33,8 +34,10 @@ RTN_UNICAST, RTN_LOCAL = 1, 2
 
 _LINK_HEADER = struct.Struct("=BxHiII")
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK = 1, 3, 4, 5
-_IFLA_EXT_MASK, _IFLA_LINK_NETNSID, _IFLA_TARGET_NETNSID = 29, 37, 46
+_IFLA_STATS64, _IFLA_EXT_MASK, _IFLA_LINK_NETNSID, _IFLA_TARGET_NETNSID = 23, 29, 37, 46
 _SKIP_STATISTICS = 1 << 3
+_PACKETS = struct.Struct("=QQ")
+"""rx_packets and tx_packets, with which struct rtnl_link_stats64 begins."""
 
 _ADDRESS_HEADER = struct.Struct("=BBBBI")
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_TARGET_NETNSID = 1, 2, 10
@@ -66,6 +69,16 @@ class Link:
     peer_nsid: int | None
     is_ethernet: bool
     is_loopback: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Packets that a device has received and sent, by its own count; a super-packet is one. `peer` and `peer_nsid` as in Link."""
+
+    received: int
+    sent: int
+    peer: int
+    peer_nsid: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,20 +176,38 @@ def links(netlink: Netlink, nsid: int | None = None) -> tuple[Link, ...]:
     return tuple(_link(message) for message in netlink.dump(RTM_GETLINK, body) if message.kind == RTM_NEWLINK)
 
 
+def traffic(netlink: Netlink, index: int, nsid: int | None = None) -> Traffic:
+    """Of one device of the namespace `nsid` (None: the node's). Raises NetlinkError where there is none."""
+    body = _LINK_HEADER.pack(socket.AF_UNSPEC, 0, index, 0, 0)
+    if nsid is not None:
+        body += attribute(_IFLA_TARGET_NETNSID, _S32.pack(nsid))
+    (message,) = netlink.request(RTM_GETLINK, body)
+    found = attributes(message.payload, _LINK_HEADER.size)
+    received, sent = _PACKETS.unpack_from(found[_IFLA_STATS64])
+    return Traffic(received, sent, *_peer(found))
+
+
 def _link(message: Message) -> Link:
     _family, kind, index, flags, _change = _LINK_HEADER.unpack_from(message.payload)
     found = attributes(message.payload, _LINK_HEADER.size)
-    nsid = found.get(_IFLA_LINK_NETNSID)
+    peer, peer_nsid = _peer(found)
     return Link(
         index=index,
         name=found[_IFLA_IFNAME].rstrip(b"\0").decode(errors="backslashreplace"),
         mac=found.get(_IFLA_ADDRESS, b""),
         mtu=_U32.unpack(found[_IFLA_MTU])[0],
-        peer=_U32.unpack(found[_IFLA_LINK])[0] if _IFLA_LINK in found else 0,
-        peer_nsid=_S32.unpack(nsid)[0] if nsid is not None else None,
+        peer=peer,
+        peer_nsid=peer_nsid,
         is_ethernet=kind == ARPHRD_ETHER,
         is_loopback=bool(flags & IFF_LOOPBACK),
     )
+
+
+def _peer(found: Mapping[int, bytes]) -> tuple[int, int | None]:
+    """(ifindex, nsid), 0 where the device has no peer."""
+    nsid = found.get(_IFLA_LINK_NETNSID)
+    peer = _U32.unpack(found[_IFLA_LINK])[0] if _IFLA_LINK in found else 0
+    return peer, _S32.unpack(nsid)[0] if nsid is not None else None
 
 
 def addresses(netlink: Netlink, nsid: int | None = None) -> dict[int, tuple[bytes, ...]]:

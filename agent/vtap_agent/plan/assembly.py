@@ -261,7 +261,8 @@ def _unless_refused(item: _Placed, refused: Mapping[Feed, str]) -> _Placed:
     sentence = refused.get(item.candidate.feed)
     if sentence is None:
         return item
-    return _refuse(item, NOT_MADE[item.candidate.feed.backend], sentence)
+    backend = item.candidate.feed.backend
+    return _refuse(item, NOT_MADE[backend], verdicts.no_group(sentence) if backend is Backend.OVS_GROUP else sentence)
 
 
 def _unless_withheld(item: _Placed, why: Withheld | None) -> _Placed:

@@ -1,17 +1,17 @@
 """Which backend copies a pod interface's packets, or why the one that a tap names cannot. Pure.
 
-`Auto` takes what costs least among those that can, by what was measured (docs/decisions/0103):
+`Auto` takes the first of a fixed order that can, which is that of what was measured (docs/decisions/0107):
 
 1. EBPF where the interface has a device in the node's namespace whose packets the kernel moves. It decides before it copies, and
    a copy shares the original's memory.
 2. Else Open vSwitch has to copy at the interface's port: OVSGroup where the tap has a filter and no controller owns the bridge,
    as its flows copy only what the filter wants;
-3. OVSMirror for all the rest.
+3. OVSMirror for all the rest, which is also what it takes where the bridge turns out to refuse OVSGroup (`next_best`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vtap_agent.plan.dataplane import Backend
 from vtap_agent.plan.inventory_model import Bridge, BridgePort, PodInterface
@@ -25,6 +25,8 @@ class Choice:
     backend: Backend
     why: str
     by_auto: bool = False
+    no_ebpf: str = ""
+    """Why `Auto` did not take EBPF, as a clause; empty where it did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +67,17 @@ def _cheapest(interface: PodInterface, bridge: Bridge | None, *, filtered: bool)
     past = f"DPDK moves the packets of {port.bridge} past the kernel" if polled else "no device on the node leads to the pod"
     if filtered and bridge is not None and not bridge.controllers:
         why = f"Auto takes OVSGroup, as {past} and flows copy only what the filter wants"
-        return Choice(Backend.OVS_GROUP, why, by_auto=True)
+        return Choice(Backend.OVS_GROUP, why, by_auto=True, no_ebpf=past)
     reason = f", and {port.bridge} belongs to a controller" if filtered else ""
-    return Choice(Backend.OVS_MIRROR, f"Auto takes OVSMirror, as {past}{reason}", by_auto=True)
+    return Choice(Backend.OVS_MIRROR, f"Auto takes OVSMirror, as {past}{reason}", by_auto=True, no_ebpf=past)
+
+
+def next_best(choice: Choice, refusal: str) -> Choice:
+    """What `Auto` takes where its choice is refused; what a tap names stays, and so does what there is nothing better for."""
+    if not choice.by_auto or choice.backend is not Backend.OVS_GROUP:
+        return choice
+    why = f"Auto takes OVSMirror, as {choice.no_ebpf} and OVSGroup can't be had: {refusal}"
+    return replace(choice, backend=Backend.OVS_MIRROR, why=why)
 
 
 def _group(port: BridgePort, bridge: Bridge | None) -> Choice | NoChoice:

@@ -146,7 +146,7 @@ def uncopied(flows: Iterable[Flow], before: Mapping[int, int], now: Mapping[int,
 def refusals(
     bridge: GroupBridge, groups: Mapping[Direction, Group], foreign: ForeignFlows, layout: Layout | None, node: str
 ) -> dict[Feed, str]:
-    """Why what is wanted on a bridge cannot be had, and what to change."""
+    """Why what is wanted on a bridge cannot be had, to be read after "OVSGroup can't be had:"."""
     whole = _bridge_refusal(bridge, foreign, layout)
     sentences: dict[Feed, str] = {}
     for direction, group in sorted(groups.items()):
@@ -165,30 +165,26 @@ def refusals(
     return sentences
 
 
-_INSTEAD = "use OVSMirror or EBPF"
-
-
 def _bridge_refusal(bridge: GroupBridge, foreign: ForeignFlows, layout: Layout | None) -> str:
     where = f"bridge {bridge.name}"
     if bridge.controllers:
         owner = ", ".join(bridge.controllers)
-        return f"spec.backend: OVSGroup needs flows of its own in {where}, which belongs to the controller {owner}; {_INSTEAD}"
+        return f"it needs flows of its own in {where}, which belongs to the controller {owner}"
     if bridge.cni:
-        return f"spec.backend: OVSGroup needs flows of its own in {where}, which {bridge.cni} programs and may wipe; {_INSTEAD}"
+        return f"it needs flows of its own in {where}, which {bridge.cni} programs and may wipe"
     if bridge.fail_mode == "secure" and foreign.programmed:
         return (
-            f"spec.backend: OVSGroup needs flows of its own in {where}, which forwards only what some program's flows say "
-            f"(fail_mode secure; {foreign.programmed}), and that may delete what it does not know; {_INSTEAD}"
+            f"it needs flows of its own in {where}, which forwards only what some program's flows say "
+            f"(fail_mode secure; {foreign.programmed}), and that may delete what it does not know"
         )
     if foreign.overriding:
         return (
-            f"spec.backend: OVSGroup needs the highest priorities of table 0 in {where}, where another flow has one "
-            f"({foreign.overriding}); lower it, or {_INSTEAD}"
+            f"it needs the highest priorities of table 0 in {where}, where another flow has one, which would have to be lowered "
+            f"({foreign.overriding})"
         )
     if layout is None:
         return (
-            f"spec.backend: OVSGroup needs {len(Tables._fields)} tables and a register that no other flow of {where} uses, and "
-            f"there are not as many; {_INSTEAD}"
+            f"it needs {len(Tables._fields)} tables and a register that no other flow of {where} uses, and there are not as many"
         )
     return ""
 
@@ -196,12 +192,12 @@ def _bridge_refusal(bridge: GroupBridge, foreign: ForeignFlows, layout: Layout |
 def _ingress_refusal(bridge: GroupBridge, foreign: ForeignFlows) -> str:
     if foreign.rewriting:
         return (
-            f"flows of bridge {bridge.name} rewrite packets ({foreign.rewriting}), so that what reaches a pod can't be told "
-            f"before they have; {_INSTEAD} for Ingress"
+            f"flows of bridge {bridge.name} rewrite packets ({foreign.rewriting}), so that what reaches a pod (Ingress) can't be "
+            "told before they have"
         )
     if bridge.snoops_multicast:
         return (
-            f"bridge {bridge.name} learns who wants which multicast (mcast_snooping_enable), which flows of ours can't see; "
-            f"{_INSTEAD} for Ingress"
+            f"bridge {bridge.name} learns which pod wants which multicast (mcast_snooping_enable), so that flows can't tell what "
+            "reaches a pod (Ingress)"
         )
     return ""

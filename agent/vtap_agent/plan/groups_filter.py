@@ -6,6 +6,8 @@ said exactly, packets that it may mean are copied, whatever its action, and `Uns
 Fragments as `pick` has them: a match with ports or TCP flags means no packet without a transport header. A bridge in its ordinary
 fragment mode shows first fragments without ports too (ovs-ofctl(8), set-frags), and later fragments of IPv6 without the protocol
 of what they carry; these are copied where a match would ask for it.
+
+Where a header doesn't fit its frame a bridge shows zeros, and `pick` what is there: such packets are copied.
 """
 
 from __future__ import annotations
@@ -27,6 +29,14 @@ _WITH_PORTS = (TCP, UDP, SCTP)
 _NAMES = {(TCP, 4): "tcp", (TCP, 6): "tcp6", (UDP, 4): "udp", (UDP, 6): "udp6", (SCTP, 4): "sctp", (SCTP, 6): "sctp6"}
 _SECOND_TAGS = ("dl_type=0x8100", "dl_type=0x88a8")
 """What a bridge sees of a frame with more tags than it looks into (`other_config:vlan-limit`); `pick` looks into two."""
+_UNREAD_IP = ("ip,nw_proto=0,nw_src=0.0.0.0,nw_dst=0.0.0.0", "ipv6,nw_proto=0")
+"""What it sees of a packet whose lengths don't fit (miniflow_extract in Open vSwitch's lib/flow.c); `pick` asks less.
+
+Where it is an IPv6 extension header that doesn't fit, the addresses are seen."""
+_UNREAD_TRANSPORT = tuple(f"{name},nw_frag=no,tp_src=0,tp_dst=0" for name in _NAMES.values())
+"""Likewise of a transport header that is cut, or behind a payload length of zero, as that of jumbograms is."""
+UNSEEN = (*_SECOND_TAGS, *_UNREAD_IP, *_UNREAD_TRANSPORT)
+"""Copied whatever is asked for, as soon as a filter looks into packets."""
 _FULL = 0xFFFF
 
 
@@ -92,9 +102,15 @@ def compile_filter(
     default = program.default_action is Action.INCLUDE or not complete
     while found and found[-1].wanted is default:
         found.pop()
-    if any(match.fields for match in found):
-        found[:0] = [FlowMatch(fields, None, True) for fields in _SECOND_TAGS]
+    found[:0] = [FlowMatch(fields, None, True) for fields in _unseen(program, found, tags)]
     return SwitchFilter(tuple(found), default, tuple(unsaid))
+
+
+def _unseen(program: TapProgram, found: Iterable[FlowMatch], tags: Tags) -> tuple[str, ...]:
+    """What is copied first, since `pick` may see there what a match asks for: a tag behind an access port's own, for one."""
+    if any(match.fields for match in found):
+        return UNSEEN
+    return _SECOND_TAGS if tags is Tags.HIDDEN and any(match.vlan is not None for match in program.matches) else ()
 
 
 def port_masks(ports: PortRange) -> tuple[tuple[int, int], ...]:

@@ -11,7 +11,11 @@ Each stage that copies is a group of type ALL with two buckets: the original, wh
 The original returns to table 0 with a mark in a register that no flow of others names, so that theirs decide its fate. One group
 serves all pods and taps of a direction. A packet that no tap wants passes no group.
 
-Register: bits 0-11 VLAN, 12 done, 13 wanted, 14 direction (1: Ingress), 15-31 which filters are yet to be asked.
+Register: bits 0-11 VLAN, 12 seen, 13 inside our tables, 14 wanted (or, at the tap port, its direction; 1: Ingress), 15-31 which
+filters are yet to be asked.
+
+Others may begin to use a table of ours before we have moved. So our flows there match only packets inside, and stand above the
+priorities that others give: none of theirs meets a flow of ours, none of ours one of theirs.
 
 Tables are in ascending order: Open vSwitch bounds the depth of resubmits that lead back (MAX_DEPTH in ofproto-dpif-xlate.c).
 """
@@ -24,7 +28,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from vtap_agent.plan.dataplane import Direction, Group, GroupMember, TapProgram
-from vtap_agent.plan.groups_filter import ALL, SwitchFilter, Tags, compile_filter
+from vtap_agent.plan.groups_filter import ALL, MAX_FLOWS_A_FILTER, UNSEEN, SwitchFilter, Tags, compile_filter
 
 TOP, BELOW_TOP = 0xFFFF, 0xFFFE
 """Priorities of ours in table 0."""
@@ -39,9 +43,15 @@ COOKIE_MARK, COOKIE_MASK = 0x7654 << 48, 0xFFFFFFF000000000
 """A cookie of ours: the mark, 12 bits of the node's hash, 36 bits that stand for the flow's content."""
 GROUP_MARK, GROUP_MASK = 0x76 << 24, 0xFFFFFFFE
 """A group's number: the mark, 23 bits of the node's hash, and its direction."""
-_DONE, _WANTED, _INGRESS, _CHAIN_BIT = 1 << 12, 1 << 13, 1 << 14, 15
+_SEEN, _INSIDE, _CHAIN_BIT = 1 << 12, 1 << 13, 15
+_OURS = _SEEN | _INSIDE
+"""What packets bear in our tables; once back in table 0 they are seen, and no longer inside."""
+_WANTED = _INGRESS = 1 << 14
 _VLAN_BITS, _CHAIN_BITS = 0xFFF, 0xFFFF8000
-_FIRST_RULE = 60000
+_LIFT = 63000
+"""The lowest priority in our tables."""
+_FIRST_RULE = 2500
+assert MAX_FLOWS_A_FILTER + len(UNSEEN) < _FIRST_RULE < TOP - _LIFT
 
 
 class Tables(NamedTuple):
@@ -214,7 +224,7 @@ class _Builder:
             self._receive(members[Direction.INGRESS])
             self._tap(direction for direction in Direction if members[direction])
             for table in self._tables:
-                self._flow(table, 0, "", self._finish())
+                self._inner(table, 0, self._ours(), self._finish())
         return BridgeFlows(tuple(self._flows), groups)
 
     def _members(self, direction: Direction) -> list[_Member]:
@@ -233,8 +243,16 @@ class _Builder:
         self._cookies.add(cookie)
         self._flows.append(Flow(table, priority, match, actions, cookie, **told))  # type: ignore[arg-type]
 
+    def _inner(self, table: int, priority: int, match: str, actions: str, **told: object) -> None:
+        """A flow in a table of ours; `match` is one of `_ours`."""
+        self._flow(table, _LIFT + priority, match, actions, **told)
+
     def _is(self, value: int, mask: int) -> str:
         return f"{self._reg}={value:#x}/{mask:#x}"
+
+    def _ours(self, fields: str = "", value: int = 0, mask: int = 0) -> str:
+        """A match on packets inside our tables whose register says `value` under `mask`."""
+        return ",".join(filter(None, (self._is(value | _OURS, mask | _OURS), fields)))
 
     def _load(self, value: int, bits: str) -> str:
         return f"load:{value:#x}->{self._register}[{bits}]"
@@ -244,11 +262,11 @@ class _Builder:
 
     def _finish(self) -> str:
         """The original goes to where it would have begun."""
-        return self._to(0, self._load(_DONE, ""))
+        return self._to(0, self._load(_SEEN, ""))
 
     def _forget(self) -> str:
         """What the stage before has left but the VLAN."""
-        return self._load(0, "12..31")
+        return self._load(_OURS >> 12, "12..31")
 
     # --- groups ----------------------------------------------------------------------------------------------------------
 
@@ -266,7 +284,7 @@ class _Builder:
             self._flow(0, TOP, f"in_port={number}", "drop")
 
     def _catch(self, priority: int, match: str) -> None:
-        self._flow(0, priority, f"{self._is(0, _DONE)},{match}", self._to(self._tables.vlan))
+        self._flow(0, priority, f"{self._is(0, _SEEN)},{match}", self._to(self._tables.vlan, self._load(_OURS, "")))
 
     def _classify(self) -> None:
         table, onward = self._tables.vlan, self._tables.egress
@@ -275,7 +293,7 @@ class _Builder:
             for number in port.numbers:
                 if number not in taps:
                     self._classify_port(port, f"in_port={number}")
-        self._flow(table, 1, "", self._to(onward, f"move:NXM_OF_VLAN_TCI[0..11]->{self._register}[0..11]"))
+        self._inner(table, 1, self._ours(), self._to(onward, f"move:NXM_OF_VLAN_TCI[0..11]->{self._register}[0..11]"))
 
     def _classify_port(self, port: SwitchPort, source: str) -> None:
         table, onward = self._tables.vlan, self._tables.egress
@@ -283,19 +301,19 @@ class _Builder:
         shown = self._to(onward, f"move:NXM_OF_VLAN_TCI[0..11]->{self._register}[0..11]")
         untagged = f"{source},vlan_tci=0x0/0xfff"
         if port.mode == "access":
-            self._flow(table, 20, untagged, own)
-            self._flow(table, 10, source, self._finish())
+            self._inner(table, 20, self._ours(untagged), own)
+            self._inner(table, 10, self._ours(source), self._finish())
             return
         if port.mode == "dot1q-tunnel":
-            self._flow(table, 10, source, own)
+            self._inner(table, 10, self._ours(source), own)
             return
         if port.mode != "trunk":
-            self._flow(table, 20, untagged, own)
+            self._inner(table, 20, self._ours(untagged), own)
         if port.vlans is not None:
             for vlan in sorted(port.vlans):
                 if vlan or port.mode == "trunk":
-                    self._flow(table, 15, f"{source},vlan_tci={vlan:#x}/0xfff", shown)
-            self._flow(table, 10, source, self._finish())
+                    self._inner(table, 15, self._ours(f"{source},vlan_tci={vlan:#x}/0xfff"), shown)
+            self._inner(table, 10, self._ours(source), self._finish())
 
     # --- egress ----------------------------------------------------------------------------------------------------------
 
@@ -309,7 +327,7 @@ class _Builder:
             self._catch(TOP, fields)
             self._ask(Direction.EGRESS, 10, _Where(None, fields), senders, after)
         self._filters(Direction.EGRESS)
-        self._flow(self._tables.egress, 1, "", after)
+        self._inner(self._tables.egress, 1, self._ours(), after)
 
     # --- ingress ---------------------------------------------------------------------------------------------------------
 
@@ -323,13 +341,13 @@ class _Builder:
                 by_receiver.setdefault(_Where(vlan, address), []).append((member, port))
             if not self._wanted.hairpins:
                 for number in port.numbers:
-                    self._flow(self._tables.ingress, 40, f"in_port={number},{address}", self._finish())
+                    self._inner(self._tables.ingress, 40, self._ours(f"in_port={number},{address}"), self._finish())
         for address in sorted({f"dl_dst={_mac(member.mac)}" for member, _ in members}):
             self._catch(BELOW_TOP, address)
         self._catch(BELOW_TOP, MULTICAST)
         for where, receivers in by_receiver.items():
             self._ask(Direction.INGRESS, 29 if where.vlan is None else 30, where, receivers, self._finish())
-        self._flow(self._tables.ingress, 28, RESERVED, self._finish())
+        self._inner(self._tables.ingress, 28, self._ours(RESERVED), self._finish())
         self._flood(members)
         self._filters(Direction.INGRESS)
 
@@ -355,20 +373,20 @@ class _Builder:
         table, filters, copies = self._stage(direction)
         chain, match = self._chain(direction, members), self._match(where)
         if chain == EVERYTHING:
-            self._flow(table, priority, match, self._to(copies, self._load(1, "13")))
+            self._inner(table, priority, match, self._to(copies, self._load(1, "14")))
         elif chain:
-            self._flow(table, priority, match, self._to(filters, self._load(self._number(direction, chain), "15..31")))
+            self._inner(table, priority, match, self._to(filters, self._load(self._number(direction, chain), "15..31")))
         else:
-            self._flow(table, priority, match, self._to(copies))
+            self._inner(table, priority, match, self._to(copies))
         group = f"group:{our_group(self._node, direction)}"
         slots = tuple(sorted({slot for member, _ in members for slot in member.slots}))
-        self._flow(copies, priority + 100, self._match(where, _WANTED), group, copies=True)
-        self._flow(copies, priority, match, after, uncopied=slots)
+        self._inner(copies, priority + 100, self._match(where, _WANTED), group, copies=True)
+        self._inner(copies, priority, match, after, uncopied=slots)
 
     def _match(self, where: _Where, bit: int = 0) -> str:
         """With one more bit of the register set."""
         vlan, mask = (0, 0) if where.vlan is None else (where.vlan, _VLAN_BITS)
-        return f"{self._is(vlan | bit, mask | bit)},{where.fields}" if mask | bit else where.fields
+        return self._ours(where.fields, vlan | bit, mask | bit)
 
     def _stage(self, direction: Direction) -> tuple[int, int, int]:
         tables = self._tables
@@ -401,15 +419,14 @@ class _Builder:
         _, table, copies = self._stage(direction)
         for chain, number in self._chains[direction].items():
             chosen, rest = chain[0], chain[1:]
-            wanted = self._to(copies, self._load(1, "13"))
+            wanted = self._to(copies, self._load(1, "14"))
             unwanted = self._to(table, self._load(self._chains[direction][rest], "15..31")) if rest else self._to(copies)
             for index, match in enumerate(chosen.matches):
                 vlan, mask = (0, 0) if match.vlan is None else (match.vlan, _VLAN_BITS)
-                asked = self._is(number << _CHAIN_BIT | vlan, _CHAIN_BITS | mask)
-                fields = f"{asked},{match.fields}" if match.fields else asked
-                self._flow(table, _FIRST_RULE - index, fields, wanted if match.wanted else unwanted)
-            asked = self._is(number << _CHAIN_BIT, _CHAIN_BITS)
-            self._flow(table, 1, asked, wanted if chosen.default else unwanted)
+                asked = self._ours(match.fields, number << _CHAIN_BIT | vlan, _CHAIN_BITS | mask)
+                self._inner(table, _FIRST_RULE - index, asked, wanted if match.wanted else unwanted)
+            asked = self._ours("", number << _CHAIN_BIT, _CHAIN_BITS)
+            self._inner(table, 1, asked, wanted if chosen.default else unwanted)
 
     # --- tap ports -------------------------------------------------------------------------------------------------------
 
@@ -418,11 +435,11 @@ class _Builder:
         vlan = f"move:{self._register}[0..11]->NXM_OF_VLAN_TCI[0..11]"
         for direction in directions:
             side, output = (_INGRESS if direction is Direction.INGRESS else 0), f"output:{self._wanted.taps[direction]}"
-            mine = self._is(side, _INGRESS)
-            self._flow(self._tables.tap, 40, self._is(side, _INGRESS | _VLAN_BITS), output)
-            self._flow(self._tables.tap, 30, f"{mine},vlan_tci=0x0/0x1000", f"push_vlan:0x8100,{vlan},{output}")
-            self._flow(self._tables.tap, 20, f"{mine},vlan_tci=0x1000/0x1fff", f"{vlan},{output}")
-            self._flow(self._tables.tap, 10, mine, output)
+            table, mine = self._tables.tap, (side, _INGRESS)
+            self._inner(table, 40, self._ours("", side, _INGRESS | _VLAN_BITS), output)
+            self._inner(table, 30, self._ours("vlan_tci=0x0/0x1000", *mine), f"push_vlan:0x8100,{vlan},{output}")
+            self._inner(table, 20, self._ours("vlan_tci=0x1000/0x1fff", *mine), f"{vlan},{output}")
+            self._inner(table, 10, self._ours("", *mine), output)
 
 
 def _mac(address: bytes) -> str:

@@ -25,7 +25,8 @@ _TABLES = (
     re.compile(r"\bgoto_table:(\d+)"),
 )
 _REGISTER = re.compile(r"\b(x{0,2})reg(\d+)\b|NXM_NX_(X{0,2})REG(\d+)\b|OXM_OF_PKT_REG(\d+)\b", re.IGNORECASE)
-_COUNTERS = re.compile(r"\b(?:cookie|duration|n_packets|n_bytes|idle_age|hard_age)=[^,]*,?\s*")
+_COUNTERS = re.compile(r"\b(?:duration|n_packets|n_bytes|idle_age|hard_age)=[^,]*,?\s*")
+_COOKIE_SHOWN = re.compile(r"\bcookie=[^,]*,?\s*")
 _REWRITES = re.compile(
     r"\b(?:mod_(?:dl|nw|tp|vlan)_\w+|set_vlan_\w+|strip_vlan|pop_vlan|push_vlan|push_mpls|pop_mpls|encap|decap|dec_ttl"
     r"|nat(?:\(|\b)|(?:set_field|load|move):[^,]*->\s*(?!(?:x{0,2}reg\d|NXM_NX_X{0,2}REG|OXM_OF_PKT_REG|OXM_OF_METADATA|metadata"
@@ -80,6 +81,11 @@ def group_of(line: str) -> int:
     return int(found[1]) if found else 0
 
 
+def without_counters(line: str) -> str:
+    """A flow or group as dumped, but for what changes by itself."""
+    return _COUNTERS.sub("", line)
+
+
 def read_foreign(flows: Iterable[str], groups: Iterable[str]) -> ForeignFlows:
     """What lines of other people's flows and groups tell."""
     tables, registers = {0}, set[int]()
@@ -110,5 +116,5 @@ def _registers(line: str) -> Iterator[int]:
 
 
 def _quoted(line: str) -> str:
-    text = _COUNTERS.sub("", line).strip(" ,")
+    text = _COOKIE_SHOWN.sub("", without_counters(line)).strip(" ,")
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 1] + "…"

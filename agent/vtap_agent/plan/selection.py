@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from vtap_agent.plan import verdicts
-from vtap_agent.plan.backend_choice import Choice, NoChoice, choose
+from vtap_agent.plan.backend_choice import Choice, NoChoice, choose, next_best
 from vtap_agent.plan.cluster import COMPONENT_LABEL, Cluster, tap_key
 from vtap_agent.plan.compile import compile_tap
 from vtap_agent.plan.dataplane import MAX_PEER_ADDRESSES, Backend, Direction, Feed, TapPointName, TapProgram
@@ -100,6 +100,22 @@ class Selection:
     destinations: Mapping[str, ResolvedDestination]
     verdicts: tuple[TapVerdict, ...]
     failures: tuple[TapFailure, ...] = ()
+
+    @property
+    def auto_groups(self) -> frozenset[Feed]:
+        """Where `Auto` would have flows copy, which not every bridge allows."""
+        chosen = (one for one in self.candidates if one.choice.by_auto and one.choice.backend is Backend.OVS_GROUP)
+        return frozenset(one.feed for one in chosen)
+
+    def without(self, refused: Mapping[Feed, str]) -> Selection:
+        """With what `Auto` takes instead at feeds that cannot be had."""
+        if not refused:
+            return self
+        return replace(self, candidates=tuple(_settled(one, refused.get(one.feed, "")) for one in self.candidates))
+
+
+def _settled(candidate: Candidate, refusal: str) -> Candidate:
+    return replace(candidate, choice=next_best(candidate.choice, refusal)) if refusal else candidate
 
 
 def remotes(desired: Desired) -> frozenset[str]:

@@ -12,6 +12,7 @@ from vtap_agent.plan.dataplane import (
     MAX_POINTS_PER_SOURCE,
     MAX_TAP_PORTS,
     Backend,
+    Direction,
     Feed,
     TapPointName,
 )
@@ -126,6 +127,25 @@ def no_edge(remote: str, hop: NextHop) -> str:
     )
 
 
+def passed_by(point: PointVerdict) -> PointVerdict:
+    """A tap point whose packets go past the node's end of its pod's device: it is for a person to choose another way for them."""
+    if point.state is not PointState.READY or point.feed is None:
+        return point
+    pod, device = f"{point.pod_namespace}/{point.pod_name}", f"{point.feed.place}, the node's end of its {point.interface}"
+    if point.direction == Direction.INGRESS:
+        sentence = (
+            f"packets reach pod {pod} past {device} (by bpf_redirect_peer, as with Cilium's eBPF host routing or Calico's eBPF "
+            "data plane): they are not copied; set bpf.hostLegacyRouting=true in Cilium or bpfRedirectToPeer: Disabled in "
+            "Calico, or tap direction Egress"
+        )
+    else:
+        sentence = (
+            f"packets leave pod {pod} past {device} (as from Cilium's netkit devices): they are not copied; set "
+            "bpf.datapathMode=veth in Cilium"
+        )
+    return replace(point, state=PointState.REFUSED, reason="PastTheDevice", message=sentence)
+
+
 def copied_at(feed: Feed, port: BridgePort | None, choice: Choice) -> str:
     """Where a tap point's copies are made, and why there where nobody has asked for it."""
     why = f" ({choice.why})" if choice.by_auto else ""
@@ -133,6 +153,11 @@ def copied_at(feed: Feed, port: BridgePort | None, choice: Choice) -> str:
         return f"cloned at {feed.place}{why}"
     how = "mirrored" if feed.backend is Backend.OVS_MIRROR else "copied by flows"
     return f"{how} at {port.name} on {port.bridge}{why}"
+
+
+def no_group(cause: str) -> str:
+    """Why a tap that names OVSGroup does not get it."""
+    return f"spec.backend: use Auto, OVSMirror or EBPF, as OVSGroup can't be had: {cause}"
 
 
 def host_network(pod: Pod) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from vtap_agent.plan.dataplane import Feed, TapPointName
 from vtap_agent.plan.shortfalls import Shortfall, about
-from vtap_agent.plan.verdicts import PointState, PointVerdict, TapVerdict
+from vtap_agent.plan.verdicts import PointState, PointVerdict, TapVerdict, passed_by
 from vtap_agent.report.ledger import Row
 from vtap_agent.report.rates import Rate
 
@@ -38,15 +38,17 @@ class Observations:
 
     `stopped` is the sentence that says why the last pass did not come to its end, empty where it did; with `switch_away` it is
     because Open vSwitch does not answer, which is no matter to taps that it has no part in. `unverified` is
-    what the kernel or OVS does not hold as wanted; `feed_problems` about feeds that do not copy as they should. Of
-    destinations, by name: `told` are those with a collector of ours, `confirming` those whose collector acknowledges the streams,
-    and `collector_problems` says why others do not. `unarriving` are tap points whose copies leave and never arrive.
+    what the kernel or OVS does not hold as wanted; `feed_problems` about feeds that do not copy as they should; `passed_by` are
+    those at pods' devices that packets pass by. Of destinations, by name: `told` are those with a collector of ours, `confirming`
+    those whose collector acknowledges the streams, and `collector_problems` says why others do not. `unarriving` are tap points
+    whose copies leave and never arrive.
     """
 
     stopped: str = ""
     switch_away: bool = False
     unverified: tuple[Shortfall, ...] = ()
     feed_problems: Mapping[Feed, str] = field(default_factory=dict[Feed, str])
+    passed_by: frozenset[Feed] = frozenset()
     told: frozenset[str] = frozenset()
     collector_problems: Mapping[str, str] = field(default_factory=dict[str, str])
     confirming: frozenset[str] = frozenset()
@@ -62,8 +64,15 @@ NOT_ARRIVING = (
 
 def tap_status(verdict: TapVerdict, observations: Observations) -> TapStatus:
     """The three conditions of one tap."""
-    verdict = _with_arrivals(verdict, observations.unarriving)
+    verdict = _with_arrivals(_with_passers_by(verdict, observations.passed_by), observations.unarriving)
     return TapStatus(verdict, (_accepted(verdict), _programmed(verdict, observations), _delivering(verdict, observations)))
+
+
+def _with_passers_by(verdict: TapVerdict, feeds: frozenset[Feed]) -> TapVerdict:
+    """Tap points past which packets go are not ready, though some may be copied."""
+    if feeds.isdisjoint(point.feed for point in verdict.points if point.feed is not None):
+        return verdict
+    return replace(verdict, points=tuple(passed_by(point) if point.feed in feeds else point for point in verdict.points))
 
 
 def _with_arrivals(verdict: TapVerdict, unarriving: frozenset[TapPointName]) -> TapVerdict:

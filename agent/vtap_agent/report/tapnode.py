@@ -199,6 +199,7 @@ def _point(
             "direction": direction,
             "key": key,
             "backend": point.backend or BackendName.AUTO,
+            "why": point.why[:MAX_SENTENCE],
             "state": point.state.value,
             "reason": point.reason,
             "message": point.message[:MAX_SENTENCE],

@@ -140,7 +140,7 @@ def _node(tap: tuple[str, str], node: Object, rates: Rates) -> dict[str, Any] | 
 
 
 def _point(tap: tuple[str, str], node: Object, point: Object, rates: Rates) -> dict[str, Any]:
-    fields = {name: point.get(name) for name in ("interface", "direction", "key", "backend", "state", "reason", "message")}
+    fields = {name: point.get(name) for name in ("interface", "direction", "key", "backend", "why", "state", "reason", "message")}
     key = (*tap, tap[0], str(point.get("podName", "")), str(point.get("interface", "")), str(point.get("direction", "")))
     rate = rates.get((name_of(node), key))
     return {**fields, **({"rates": dict(rate)} if rate else {})}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from tests.e2e.cases.scene import Scene, expect_each_once, point
 from tests.e2e.cluster.networks import PLAIN_NETWORK
@@ -19,11 +20,16 @@ def test_auto_taps_a_pod_without_open_vswitch(scene: Scene) -> None:
     found = scene.stored("web")
     expect_each_once(found, sent.sent, point(web, "egress"))
     expect_each_once(found, received.received, point(web, "ingress"))
-    assert backends(scene) == {("net1", "Ingress", "EBPF"), ("net1", "Egress", "EBPF")}
+    points = tap_points(scene)
+    assert {(one["interface"], one["direction"], one["backend"]) for one in points} == {
+        ("net1", "Ingress", "EBPF"),
+        ("net1", "Egress", "EBPF"),
+    }
+    assert all("Auto takes EBPF" in one["why"] for one in points), points
 
 
-def backends(scene: Scene) -> set[tuple[str, str, str]]:
-    """(interface, direction, backend) of every tap point in the namespace."""
+def tap_points(scene: Scene) -> list[dict[str, Any]]:
+    """Every tap point in the namespace, as the nodes tell it."""
     nodes = scene.product.cluster.kubectl.list("tapnodes")
     points = (one for node in nodes for one in node.get("status", {}).get("points", []))
-    return {(one["interface"], one["direction"], one["backend"]) for one in points if one["tapNamespace"] == scene.namespace}
+    return [one for one in points if one["tapNamespace"] == scene.namespace]

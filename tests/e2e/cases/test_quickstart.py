@@ -36,12 +36,16 @@ def test_quickstart(shop: Scene) -> None:
     shop.delivers("web", pods=1)
     out, back = shop.exchange(web, client, 300), shop.exchange(client, web, 300)
     sent, received = out.finish(), back.finish()
+    ask, answer = (shop.exchange(*ends, 300, interface="eth0") for ends in ((web, client), (client, web)))
+    asked, answered = ask.finish(), answer.finish()
     summary = shop.closes("web")
     found = shop.stored("web")
     expect_each_once(found, sent.sent, point(web, "egress"))
     expect_each_once(found, received.received, point(web, "ingress"))
     expect_none(found, sent, point(web, "ingress"))
-    assert summary["lost"] == 0 and summary["seen"] >= 600
+    expect_each_once(found, asked.sent, point(web, "egress", "eth0"))
+    expect_each_once(found, answered.received, point(web, "ingress", "eth0"))
+    assert summary["lost"] == 0 and summary["seen"] >= 1200
 
     read = shop.folder / "read.pcapng"
     shop.product.vtap("packets", "web", "--stored", "-w", str(read), namespace=shop.namespace)

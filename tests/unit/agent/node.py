@@ -12,13 +12,14 @@ from vtap_agent.accounts import Accounts
 from vtap_agent.errors import Wait
 from vtap_agent.events import Mailbox
 from vtap_agent.loop import Loop, Parts
-from vtap_agent.plan.dataplane import Backend, DataPlane, Feed, NodeCounters, PointCounters
+from vtap_agent.plan.dataplane import Backend, DataPlane, Feed, Group, NodeCounters, PointCounters
 from vtap_agent.plan.inventory_model import Bridge, Inventory
 from vtap_agent.plan.mirror_health import MirrorHealth, unhealthy
 from vtap_agent.plan.mirrors import MirrorStep
 from vtap_agent.plan.selection import Desired
 from vtap_agent.plan.shortfalls import Shortfall
 from vtap_agent.plan.steps import Phase
+from vtap_agent.plan.tap_ports import BridgeStep
 from vtap_agent.report.announcer import Announcer
 from vtap_api import VirtualTap
 
@@ -139,6 +140,55 @@ class MemoryMirrors:
 
 
 @dataclass(frozen=True, slots=True)
+class Grouped(BridgeStep):
+    """The groups become what is wanted."""
+
+    wanted: Mapping[Feed, Group]
+
+    @property
+    def backend(self) -> Backend:
+        return Backend.OVS_GROUP
+
+
+class MemoryGroups:
+    """Holds groups while vswitchd answers; `refused` says where the bridge allows none."""
+
+    backend = Backend.OVS_GROUP
+    purges = 0
+    notes: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        self.has: Mapping[Feed, Group] = {}
+        self.away = False
+        self.refused: Mapping[Feed, str] = {}
+
+    def _look(self, wanted: DataPlane) -> None:
+        if self.away and (wanted.groups or self.has):
+            raise Wait("bridge br0 cannot be reached")
+
+    def plan(self, wanted: DataPlane) -> tuple[Grouped, ...]:
+        self._look(wanted)
+        assert not wanted.groups.keys() & self.refused.keys(), "a group that the bridge refuses"
+        return () if wanted.groups == self.has else (Grouped("br0", wanted.groups),)
+
+    def refusals(self, wanted: DataPlane) -> dict[Feed, str]:
+        self._look(wanted)
+        return {feed: self.refused[feed] for feed in wanted.groups if feed in self.refused}
+
+    def apply(self, steps: Iterable[object]) -> None:
+        for step in steps:
+            if isinstance(step, Grouped):
+                self.has = step.wanted
+
+    def verify(self, wanted: DataPlane) -> tuple[Shortfall, ...]:
+        self._look(wanted)
+        return () if wanted.groups == self.has else (Shortfall("not done yet", everybody=True),)
+
+    def problems(self, _wanted: DataPlane, _suspects: frozenset[Feed]) -> Mapping[Feed, str]:
+        return {}
+
+
+@dataclass(frozen=True, slots=True)
 class Hooked:
     """The devices at which eBPF looks become those."""
 
@@ -213,18 +263,27 @@ class Node:
         self.taps, self.pipeline, self.mirrors, self.mailbox = Taps(), MemoryPipeline(), MemoryMirrors(), Mailbox()
         self.accounts = Accounts(state / "agent.json", 4096)
         self.announcer = Announcer("node-1", self.mailbox.changed)
-        self.hooks, self.switch_expected = MemoryHooks(), True
-        backends = (self.mirrors, self.hooks)
+        self.hooks, self.groups, self.switch_expected = MemoryHooks(), MemoryGroups(), True
+        self.passed_by = frozenset[Feed]()
+        backends = (self.mirrors, self.groups, self.hooks)
         parts: Any = (self.taps, self.world, backends, self.pipeline, self.announcer, self.accounts, self.mailbox)
-        self.loop = Loop(Parts(*parts, switch_expected=lambda: self.switch_expected), 4096)
+        look: Any = {"switch_expected": lambda: self.switch_expected, "passed_by": lambda hooks: self.passed_by & hooks}
+        self.loop = Loop(Parts(*parts, **look), 4096)
 
     def want(self, *taps: VirtualTap) -> None:
         self.taps.desired = replace(self.taps.desired, taps=taps)
         self.mailbox.changed()
 
+    def polled(self) -> None:
+        """From now on DPDK moves the packets of the bridge."""
+        seen = self.world.inventory
+        bridges = tuple(replace(bridge, polled=True) for bridge in seen.switch.bridges)
+        self.world.inventory = replace(seen, switch=replace(seen.switch, bridges=bridges))
+        self.mailbox.changed()
+
     def switch_away(self, away: bool) -> None:
         """As the observer tells it: without the database nobody knows which port a device is."""
-        self.mirrors.away = away
+        self.mirrors.away = self.groups.away = away
         if away:
             self.there = self.world.inventory
             gone = replace(self.there.switch, reachable=False, bridges=())
@@ -238,6 +297,11 @@ class Node:
         """(tap, pod) of every point that the pipeline feeds."""
         fed = {slot for source in self.pipeline.has.sources for slot in source.slots}
         return {(point.name.tap_name, point.name.pod_name) for point in self.pipeline.has.points if point.slot in fed}
+
+    def backends(self, tap: str) -> set[tuple[str, str]]:
+        """(direction, backend) of a tap's points."""
+        verdicts = (status.verdict for status in self.loop.view.statuses if status.verdict.name == tap)
+        return {(point.direction, point.backend) for verdict in verdicts for point in verdict.points}
 
     def passes(self) -> float:
         """That have come to their end, however."""

@@ -17,6 +17,7 @@ from vtap_agent import loop as module
 from vtap_agent.errors import Retry
 from vtap_agent.plan.dataplane import Backend, Direction, Feed, PointCounters
 from vtap_agent.plan.mirror_health import MirrorHealth, MirrorState
+from vtap_agent.plan.selection import select
 from vtap_agent.plan.shortfalls import Shortfall
 
 BOTH_PODS = {("web", "web-1"), ("web", "web-2")}
@@ -196,6 +197,17 @@ def test_an_unhealthy_mirror_is_said_of_the_taps_it_feeds(node: Node) -> None:
     eventually(lambda: programmed(node, "in"))
 
 
+def test_packets_that_pass_a_device_by_are_said_of_the_taps_that_miss_them(node: Node) -> None:
+    node.want(tap("in", backend="EBPF", direction="Ingress"), tap("out", backend="EBPF", direction="Egress"))
+    eventually(lambda: programmed(node, "in") and programmed(node, "out"))
+    node.passed_by = frozenset(feed for feed in node.hooks.has if feed.direction is Direction.INGRESS)
+    eventually(lambda: node.condition("in", "Programmed")[1] == "PastTheDevice")
+    assert programmed(node, "out")
+    assert node.copied() == {(name, pod) for name in ("in", "out") for pod in ("web-1", "web-2")}, "as far as they can be"
+    node.passed_by = frozenset()
+    eventually(lambda: programmed(node, "in"))
+
+
 def test_a_mirror_that_cannot_be_had_is_refused_for_good_and_not_tried_each_pass(node: Node) -> None:
     ingress = Feed(Backend.OVS_MIRROR, "br0", Direction.INGRESS)
     node.mirrors.refused = {ingress: "the bridge is full of mirrors"}
@@ -210,6 +222,85 @@ def test_a_mirror_that_cannot_be_had_is_refused_for_good_and_not_tried_each_pass
     node.mirrors.refused = {}
     node.mailbox.changed()
     eventually(lambda: programmed(node, "in") and ingress in node.mirrors.has)
+
+
+FILTER = {"defaultAction": "Exclude", "rules": [{"action": "Include", "protocol": "UDP"}]}
+INGRESS_GROUP = Feed(Backend.OVS_GROUP, "br0", Direction.INGRESS)
+
+
+def whys(node: Node, name: str = "web") -> set[str]:
+    """Why each of a tap's points has the backend that it has."""
+    return {point.why for one in node.loop.view.statuses if one.verdict.name == name for point in one.verdict.points}
+
+
+def one_more_pass(node: Node) -> None:
+    passes = node.passes()
+    node.mailbox.changed()
+    eventually(lambda: node.passes() > passes)
+
+
+def test_where_a_bridge_refuses_groups_auto_takes_mirrors_and_stays_with_them(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.polled()
+    node.groups.refused = {INGRESS_GROUP: "bridge br0 snoops"}
+    node.want(tap(backend="Auto", filter=FILTER))
+    eventually(lambda: programmed(node) and node.copied() == BOTH_PODS)
+    mixed = {("Ingress", "OVSMirror"), ("Egress", "OVSGroup")}
+    assert node.backends("web") == mixed
+    assert {(feed.backend, feed.direction) for feed in (*node.mirrors.has, *node.groups.has)} == {
+        (Backend.OVS_MIRROR, Direction.INGRESS),
+        (Backend.OVS_GROUP, Direction.EGRESS),
+    }
+    assert any("Auto takes OVSMirror" in why and "OVSGroup can't be had: bridge br0 snoops" in why for why in whys(node))
+    mirrors = node.mirrors.has
+    anew: list[object] = []
+    monkeypatch.setattr(module, "select", lambda *given: anew.append(given) or select(*given))
+    for _ in range(3):
+        one_more_pass(node)
+        assert node.backends("web") == mixed and node.mirrors.has is mirrors
+    assert anew == [], "nothing has changed, and nothing is decided anew"
+    node.groups.refused = {}
+    node.mailbox.changed()
+    eventually(lambda: node.backends("web") == {("Ingress", "OVSGroup"), ("Egress", "OVSGroup")} and node.mirrors.has == {})
+    assert node.copied() == BOTH_PODS
+
+
+def test_what_auto_took_instead_stays_while_open_vswitch_is_away(node: Node) -> None:
+    node.polled()
+    node.groups.refused = {INGRESS_GROUP: "bridge br0 snoops"}
+    node.want(tap(backend="Auto", direction="Ingress", filter=FILTER))
+    eventually(lambda: programmed(node) and node.copied() == BOTH_PODS)
+    node.switch_away(True)
+    eventually(lambda: node.condition("web", "Programmed")[1] == "NotApplied")
+    node.want(tap(backend="Auto", direction="Ingress", filter=FILTER, packet={"snapLength": 64}))
+    eventually(lambda: any(program.snap_length == 64 for program in node.pipeline.has.programs.values()))
+    assert node.copied() == BOTH_PODS and node.backends("web") == {("Ingress", "OVSMirror")}
+    node.switch_away(False)
+    eventually(lambda: programmed(node) and node.groups.has == {})
+
+
+def test_a_tap_that_names_groups_is_refused_beside_one_that_leaves_it_to_auto(node: Node) -> None:
+    node.polled()
+    node.groups.refused = {INGRESS_GROUP: "bridge br0 snoops"}
+    node.want(
+        tap("named", backend="OVSGroup", direction="Ingress", filter=FILTER),
+        tap(backend="Auto", direction="Ingress", filter=FILTER),
+    )
+    eventually(lambda: programmed(node) and node.condition("named", "Programmed")[1] == "NoGroup")
+    sentence = node.condition("named", "Programmed")[2]
+    assert "spec.backend: use Auto, OVSMirror or EBPF, as OVSGroup can't be had: bridge br0 snoops" in sentence
+    assert node.copied() == BOTH_PODS and node.groups.has == {}
+
+
+def test_mirrors_that_auto_takes_instead_can_be_refused_too(node: Node) -> None:
+    node.polled()
+    node.groups.refused = {INGRESS_GROUP: "bridge br0 snoops"}
+    node.mirrors.refused = {Feed(Backend.OVS_MIRROR, "br0", Direction.INGRESS): "the bridge is full of mirrors"}
+    node.want(tap(backend="Auto", direction="Ingress", filter=FILTER))
+    eventually(lambda: "the bridge is full of mirrors" in node.condition("web", "Programmed")[2])
+    assert node.backends("web") == {("Ingress", "OVSMirror")} and "bridge br0 snoops" in "".join(whys(node))
+    assert node.copied() == set() and node.mirrors.has == {} and node.groups.has == {}
 
 
 def test_a_pass_without_news_plans_nothing_anew_and_still_puts_right_what_others_changed(

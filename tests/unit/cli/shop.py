@@ -29,6 +29,7 @@ def point(pod: str, direction: str = "Ingress", **other: Any) -> dict[str, Any]:
         "direction": direction,
         "key": 4096 if direction == "Ingress" else 4097,
         "backend": "OVSMirror",
+        "why": "spec.backend names it",
         "state": "Ready",
         "reason": "Programmed",
         "message": f"mirrored at veth-{pod} on br1",

@@ -137,7 +137,8 @@ def test_status_for_programs(kubectl):
     (tap,) = json.loads(kubectl.vtap("status", "web", "-o", "json").stdout)["taps"]
     assert tap["destination"] == {"name": "default", "target": "collector vtap-system/vtap-collector-default"}
     assert [node["name"] for node in tap["nodes"]] == ["node-a", "node-b"]
-    assert [point["key"] for point in tap["nodes"][0]["pods"][0]["points"]] == [4096, 4097]
+    points = tap["nodes"][0]["pods"][0]["points"]
+    assert [(point["key"], point["why"]) for point in points] == [(key, "spec.backend names it") for key in (4096, 4097)]
 
 
 def test_status_reads_lists_of_many_pages(kubectl):

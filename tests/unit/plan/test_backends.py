@@ -9,7 +9,7 @@ import pytest
 from tests.unit.plan.test_planning import gre, interface, inventory, only, plan, pod, tap
 from vtap_agent.pipeline.diff import moving
 from vtap_agent.pipeline.steps import Selection
-from vtap_agent.plan.backend_choice import Choice, NoChoice, choose
+from vtap_agent.plan.backend_choice import Choice, NoChoice, choose, next_best
 from vtap_agent.plan.dataplane import (
     ANY_VLAN,
     Backend,
@@ -104,6 +104,13 @@ def test_auto_leaves_it_to_open_vswitch_where_the_kernel_has_no_device_or_no_pac
     assert isinstance(polled, Choice) and polled.backend is Backend.OVS_GROUP and "past the kernel" in polled.why
     nowhere = choose(BackendName.AUTO, replace(bare, port=None), None)
     assert isinstance(nowhere, NoChoice) and nowhere.reason == "NoPort"
+
+
+def test_what_a_tap_names_is_not_replaced_by_something_else() -> None:
+    named = choose(BackendName.OVS_GROUP, interface(pod(1), 1), Bridge("br0", "uuid", "netdev", (), (), 0, 0))
+    hooked = choose(BackendName.AUTO, interface(pod(1), 1), None, filtered=True)
+    assert isinstance(named, Choice) and isinstance(hooked, Choice)
+    assert next_best(named, "it snoops") == named and next_best(hooked, "it is ours") == hooked
 
 
 def test_what_a_backend_cannot_have_is_said_with_the_cure() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.unit.plan.flow_tables import Packet, matches
 from vtap_agent.plan.dataplane import Action, Direction, Match, PortRange, TapProgram
-from vtap_agent.plan.groups_filter import MAX_FLOWS_A_FILTER, MAX_PEERS, SwitchFilter, Tags, compile_filter, port_masks
+from vtap_agent.plan.groups_filter import MAX_FLOWS_A_FILTER, MAX_PEERS, UNSEEN, SwitchFilter, Tags, compile_filter, port_masks
 
 INCLUDE, EXCLUDE = Action.INCLUDE, Action.EXCLUDE
 EGRESS, INGRESS = Direction.EGRESS, Direction.INGRESS
@@ -123,7 +123,7 @@ def test_the_switch_copies_all_that_pick_includes_and_only_that_where_it_says_al
         vlan = data.draw(st.sampled_from([0, 7])) if tags is not Tags.HIDDEN else 0
         included = picked(program, packet, direction, vlan)
         assert copied(switch, packet, vlan) or not included, (switch, packet)
-        if packet.fragment == "no" and not switch.unsaid:
+        if packet.fragment == "no" and any(packet.ports) and not switch.unsaid:
             assert copied(switch, packet, vlan) == included, (switch, packet)
 
 
@@ -150,19 +150,25 @@ def test_a_first_fragment_is_left_to_pick_where_ports_are_asked_for() -> None:
     assert copied(switch, Packet(**{**vars(dns), "fragment": "first"}))
 
 
+@pytest.mark.parametrize(("action", "default"), [(INCLUDE, EXCLUDE), (EXCLUDE, INCLUDE)])
+def test_a_tag_behind_an_access_ports_own_is_left_to_pick(action: Action, default: Action) -> None:
+    switch = compile_filter(TapProgram(default, (Match(action, vlan=30 if action is INCLUDE else 0),)), {}, EGRESS, Tags.HIDDEN)
+    assert copied(switch, Packet(ethertype=0x8100)) and not copied(switch, Packet())
+
+
 def test_more_peers_than_the_bound_are_left_to_pick_in_words() -> None:
     many = frozenset(f"10.1.{n >> 8}.{n & 255}" for n in range(MAX_PEERS + 1))
     program = TapProgram(EXCLUDE, (Match(INCLUDE, peer_set=5, protocol=6),))
     switch = compile_filter(program, {5: many}, EGRESS, Tags.HIDDEN)
     assert switch.unsaid == (f"rule match 1 (its {MAX_PEERS + 1} peer addresses)",)
-    tcp = Packet(ethertype=0x800, ip_source="10.0.0.1", ip_destination="9.9.9.9", protocol=6)
+    tcp = Packet(ethertype=0x800, ip_source="10.0.0.1", ip_destination="9.9.9.9", protocol=6, ports=(9, 9))
     assert copied(switch, tcp) and not copied(switch, Packet(**{**vars(tcp), "protocol": 17}))
 
 
 def test_too_many_flows_leave_the_rest_to_pick() -> None:
     wide = tuple(Match(INCLUDE, protocol=6, peer_ports=PortRange(1, 65534), pod_ports=PortRange(1, 17 + n)) for n in range(60))
     switch = compile_filter(TapProgram(EXCLUDE, wide), {}, EGRESS, Tags.HIDDEN)
-    assert len(switch.matches) <= MAX_FLOWS_A_FILTER + 2
+    assert len(switch.matches) <= MAX_FLOWS_A_FILTER + len(UNSEEN)
     assert switch.default and "from rule match" in switch.unsaid[-1]
 
 

@@ -151,6 +151,29 @@ def test_other_peoples_flows_decide_the_originals_fate() -> None:
     assert left(made, frame("a", "b"), "a", *pipeline) == [3, TAP_OUT, TAP_IN]
 
 
+@pytest.mark.parametrize("priority", [0, 9, 32768])
+@pytest.mark.parametrize("table", LAYOUT.tables)
+def test_others_flows_in_a_table_of_ours_meet_their_own_packets_and_ours_meet_ours(table: int, priority: int) -> None:
+    """Until ours have moved; whatever does not fit their flows is lost there with and without us."""
+    theirs = (
+        Flow(0, 100, f"dl_dst={MACS['b']}", f"resubmit(,{table})", 0),
+        Flow(table, priority, f"in_port={PORTS['a']}", "output:3", 0),
+    )
+    made = flows(egress="a", ingress="b", programs={"a": ("all", "dns"), "b": ("web",)})
+    assert left(made, frame("a", "b"), "a", *theirs) == [3, TAP_OUT]
+    assert left(made, frame("c", "b"), "c", *theirs) == []
+    assert left(made, frame("a", "c"), "a", *theirs) == [PORTS["c"], TAP_OUT]
+    web = Packet(MACS["a"], MACS["b"], None, 0x800, "10.0.0.1", "10.0.0.2", 6, (80, 999))
+    assert left(made, web, "a", *theirs) == [3, TAP_OUT, TAP_IN]
+
+
+def test_others_flows_that_write_our_register_decide_all_the_same() -> None:
+    theirs = (Flow(0, 100, "", "load:0x7->NXM_NX_REG15[],resubmit(,5)", 0), Flow(5, 1, "reg15=0x7", "NORMAL", 0))
+    made = flows(egress="a", ingress="b")
+    assert left(made, frame("a", "b"), "a", *theirs) == [PORTS["b"], TAP_OUT, TAP_IN]
+    assert left(made, frame("c", "d"), "c", *theirs) == left(BridgeFlows(), frame("c", "d"), "c")
+
+
 def test_two_taps_on_a_pod_get_the_union_of_what_they_want() -> None:
     made = flows(egress="a", programs={"a": ("dns", "web")})
     assert TAP_OUT in left(made, udp("a", "b", 999, 53), "a")
@@ -181,7 +204,8 @@ def test_what_the_host_says_at_a_tap_port_goes_nowhere() -> None:
 def test_what_was_not_copied_is_counted_for_every_receiver() -> None:
     made = flows(egress="a", ingress="ab", programs={"a": ("dns",), "b": ("web",)})
     counting = [flow for flow in made.flows if flow.uncopied]
-    now = {flow.cookie: 5 for flow in counting if flow.match.startswith("dl_dst=01") or "in_port=1,dl_src" in flow.match}
+    asked = {flow.cookie: flow.match.partition(",")[2] for flow in counting}
+    now = {cookie: 5 for cookie, match in asked.items() if match.startswith(("dl_dst=01", "in_port=1,dl_src"))}
     assert uncopied(made.flows, {}, now) == {PORTS["a"]: 10, PORTS["b"]: 5}
     assert uncopied(made.flows, now, now) == {}
 

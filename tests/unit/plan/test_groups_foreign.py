@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+from tests.unit.plan.test_planning import interface, pod
+from vtap_agent.plan.backend_choice import Choice, choose, next_best
 from vtap_agent.plan.dataplane import Backend, Direction, Feed, Group
 from vtap_agent.plan.groups import GroupBridge, layout_for, refusals
 from vtap_agent.plan.groups_flows import SwitchPort
 from vtap_agent.plan.groups_foreign import ForeignFlows, cookie_of, packets_of, read_foreign
+from vtap_agent.plan.inventory_model import Bridge
 from vtap_agent.plan.tap_ports import tap_port_name
+from vtap_api.virtualtap import BackendName
 
 NORMAL = "cookie=0x0, duration=31.7s, table=0, n_packets=7, n_bytes=666, priority=0 actions=NORMAL"
 INGRESS, EGRESS = Feed(Backend.OVS_GROUP, "br0", Direction.INGRESS), Feed(Backend.OVS_GROUP, "br0", Direction.EGRESS)
@@ -91,6 +95,16 @@ def refused(bridge: GroupBridge, *lines: str) -> dict[Feed, str]:
     return refusals(bridge, BOTH, foreign, layout_for(foreign, None), "node-a")
 
 
+def instead(sentence: str) -> Choice:
+    """What `Auto` takes for a tap with a filter, once the bridge has refused flows of ours."""
+    bridge = Bridge("br0", "uuid", "netdev", (), (), 0, 0, polled=True)
+    first = choose(BackendName.AUTO, interface(pod(1), 1), bridge, filtered=True)
+    assert isinstance(first, Choice) and first.backend is Backend.OVS_GROUP
+    made = next_best(first, sentence)
+    assert made.why.startswith("Auto takes OVSMirror, as ") and next_best(made, "mirrors are full") == made
+    return made
+
+
 def test_nothing_is_refused_beside_static_flows() -> None:
     assert refused(GroupBridge("br0"), flow("drop"), flow("resubmit(,5)"), flow("NORMAL", cookie=9)) == {}
 
@@ -99,18 +113,19 @@ def test_nothing_is_refused_beside_static_flows() -> None:
     ("bridge", "lines", "words"),
     [
         (GroupBridge("br0", controllers=("tcp:10.0.0.1:6653",)), (), "belongs to the controller tcp:10.0.0.1:6653"),
-        (GroupBridge("br0", cni="Antrea"), (), "Antrea"),
+        *((GroupBridge("br0", cni=name), (), f"{name} programs") for name in ("Antrea", "OVN", "Kube-OVN")),
         (GroupBridge("br0", fail_mode="secure"), (flow("output:2", cookie=0xABC),), "fail_mode secure"),
         (GroupBridge("br0"), (flow("drop", "priority=65535,tcp"),), "highest priorities"),
         (GroupBridge("br0"), tuple(flow("drop", table=n) for n in range(1, 250)), "8 tables and a register"),
     ],
 )
-def test_a_bridge_that_somebody_else_owns_is_refused_with_the_cure(
+def test_a_bridge_that_somebody_else_owns_is_refused_and_auto_takes_mirrors(
     bridge: GroupBridge, lines: tuple[str, ...], words: str
 ) -> None:
     sentences = refused(bridge, *lines)
     assert sentences.keys() == {INGRESS, EGRESS}
-    assert all(words in sentence and "use OVSMirror or EBPF" in sentence for sentence in sentences.values())
+    assert all(words in sentence for sentence in sentences.values())
+    assert {(one.backend, words in one.why) for one in map(instead, sentences.values())} == {(Backend.OVS_MIRROR, True)}
 
 
 def test_static_flows_of_a_secure_bridge_are_no_hindrance() -> None:
@@ -118,8 +133,12 @@ def test_static_flows_of_a_secure_bridge_are_no_hindrance() -> None:
 
 
 def test_where_packets_are_rewritten_only_what_pods_send_can_be_copied() -> None:
-    assert refused(GroupBridge("br0"), flow("mod_dl_dst:02:00:00:00:00:01,output:2")).keys() == {INGRESS}
-    assert refused(GroupBridge("br0", snoops_multicast=True)).keys() == {INGRESS}
+    rewritten = refused(GroupBridge("br0"), flow("mod_dl_dst:02:00:00:00:00:01,output:2"))
+    snooped = refused(GroupBridge("br0", snoops_multicast=True))
+    assert rewritten.keys() == snooped.keys() == {INGRESS}
+    assert "as DPDK moves the packets of br0 past the kernel and OVSGroup can't be had: " in instead(rewritten[INGRESS]).why
+    assert "flows of bridge br0 rewrite packets (" in instead(rewritten[INGRESS]).why
+    assert "OVSGroup can't be had: bridge br0 learns which pod wants which multicast" in instead(snooped[INGRESS]).why
 
 
 def test_a_port_that_has_our_name_is_refused() -> None:

@@ -6,10 +6,20 @@ from dataclasses import replace
 
 from tests.unit.plan.test_planning import HOP, collector, gre, interface, inventory, only, plan, pod, tap
 from vtap_agent.plan.assembly import Plan
+from vtap_agent.plan.dataplane import Backend, Direction, Feed
 from vtap_agent.plan.inventory_model import NextHopState
 from vtap_agent.plan.selection import Desired
+from vtap_agent.plan.verdicts import PointState
 from vtap_agent.report.rates import Rate
-from vtap_agent.report.status import Condition, Observations, rates_by_point, status_to_json, tap_status
+from vtap_agent.report.status import (
+    Condition,
+    Observations,
+    attached_pods,
+    failed_pods,
+    rates_by_point,
+    status_to_json,
+    tap_status,
+)
 
 SEEN = inventory([pod(1)], [interface(pod(1), 1)])
 
@@ -46,6 +56,31 @@ def test_what_is_not_fed_is_not_programmed() -> None:
 def test_a_pass_that_failed_is_said_before_anything_it_could_not_find_out() -> None:
     found = conditions(plan(Desired((tap(),), (collector(),)), SEEN), stopped="Open vSwitch does not answer")
     assert (found["Programmed"].reason, found["Programmed"].message) == ("NotApplied", "Open vSwitch does not answer")
+
+
+def test_copies_that_packets_miss_by_passing_their_device_by_are_said_to_be_missing() -> None:
+    wanted = Desired((tap(backend="EBPF"),), (collector(),))
+    outcome = plan(wanted, SEEN)
+    ingress = Feed(Backend.EBPF, "veth1", Direction.INGRESS, 101)
+    status = tap_status(only(outcome.verdicts), Observations(passed_by=frozenset({ingress}), confirming=frozenset({"default"})))
+    said = {point.direction: point for point in status.verdict.points}
+    assert (said["Ingress"].state, said["Ingress"].reason) == (PointState.REFUSED, "PastTheDevice")
+    assert "reach pod shop/web-1 past veth1" in said["Ingress"].message
+    assert "bpf.hostLegacyRouting=true" in said["Ingress"].message and "Egress" in said["Ingress"].message
+    assert said["Egress"].state is PointState.READY
+    found = {one.type: one for one in status.conditions}
+    assert (found["Programmed"].status, found["Programmed"].reason) == ("False", "PastTheDevice")
+    assert found["Programmed"].message == said["Ingress"].message
+    assert found["Delivering"].status == "True", "what the pod sends is copied and arrives"
+    assert (attached_pods(status.verdict), failed_pods(status.verdict)) == (0, {("shop", "web-1")})
+
+
+def test_a_tap_that_misses_all_it_wants_delivers_nothing() -> None:
+    outcome = plan(Desired((tap(backend="EBPF", direction="Egress"),), (collector(),)), SEEN)
+    passed = frozenset({Feed(Backend.EBPF, "veth1", Direction.EGRESS, 101)})
+    found = conditions(outcome, passed_by=passed, told=frozenset({"default"}), confirming=frozenset({"default"}))
+    assert found["Programmed"].reason == "PastTheDevice" and "leave pod shop/web-1 past veth1" in found["Programmed"].message
+    assert (found["Delivering"].status, found["Delivering"].reason) == ("False", "NothingProgrammed")
 
 
 def test_rates_stand_beside_their_tap_point() -> None:

@@ -13,7 +13,7 @@ from tests.unit.agent.waiting import eventually
 from tests.unit.plan.test_planning import gre, interface, inventory, plan, pod, tap
 from vtap_agent.errors import Retry
 from vtap_agent.plan.dataplane import PointCounters
-from vtap_agent.plan.inventory_model import Bridge, Inventory
+from vtap_agent.plan.inventory_model import Bridge, Inventory, NextHopState
 from vtap_agent.plan.selection import Desired
 from vtap_agent.report import tapnode as module
 from vtap_agent.report.ledger import Row
@@ -70,6 +70,17 @@ def test_taps_points_and_the_node_itself() -> None:
         "EBPF": True,
     }
     assert condition(found.conditions, "Ready") == ("True", "Works", NOON)
+
+
+@pytest.mark.parametrize("hop", NextHopState)
+def test_why_a_backend_copies_is_said_in_whatever_state(hop: NextHopState) -> None:
+    at = seen(1)
+    hops = {remote: replace(known, state=hop) for remote, known in at.next_hops.items()}
+    taps = tap("left", backend="Auto"), tap("named", backend="EBPF")
+    points = status(view(*taps, at=replace(at, next_hops=hops))).points
+    assert len(points) == 4 and {point.state.value for point in points} <= {"Ready", "Waiting", "Refused"}
+    whys = {point.tap_name: point.why for point in points}
+    assert "Auto takes EBPF" in whys["left"] and "spec.backend names it" in whys["named"]
 
 
 def test_a_pod_that_cannot_be_tapped_is_said_once_a_wanted_direction() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.contract import checksums
 from tests.contract.frames import Frame
 from tests.unit.collector.copies import read_pcapng
 from vtap_lab.datagrams import MAGIC, Datagram
@@ -20,23 +21,34 @@ _MORE_FRAGMENTS, _OFFSET = 0x2000, 0x1FFF
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A packet. `interface` is the tap point's name, `length` the packet's own, of which `frame` may be the beginning."""
+    """A packet. `interface` is the tap point's name, `length` the packet's own, of which `frame` may be the beginning.
+
+    It was copied at `time_ns`, in nanoseconds since 1970.
+    """
 
     interface: str
     length: int
     frame: bytes
+    time_ns: int
+
+    @property
+    def is_cut(self) -> bool:
+        return len(self.frame) < self.length
 
 
 def stored(files: Iterable[Path]) -> list[Stored]:
-    """In the order of the files."""
-    return [packet for file in files for packet in _of(file)]
+    """In the order of the files. Every packet that is there whole has right checksums, or this fails."""
+    packets = [packet for file in files for packet in _of(file)]
+    wrong = [f"{packet.interface}: {said}" for packet in packets if not packet.is_cut and (said := checksums.wrong(packet.frame))]
+    assert not wrong, f"{len(wrong)} of {len(packets)} copies, first {wrong[:3]}"
+    return packets
 
 
 def _of(file: Path) -> Iterator[Stored]:
     capture = read_pcapng(file.read_bytes())
     names = [options[_IF_NAME].decode() for options in capture.interfaces]
     for packet in capture.packets:
-        yield Stored(names[packet.interface], packet.original, packet.frame)
+        yield Stored(names[packet.interface], packet.original, packet.frame, packet.time_ns)
 
 
 def datagram_in(frame: bytes) -> Datagram | None:

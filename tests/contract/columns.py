@@ -22,7 +22,7 @@ DATAPATHS = {
 """Open vSwitch in user space (`netdev`, with TSO `tso`, on DPDK `dpdk`) and in the kernel (`kernel`); none of it (`bridge`)."""
 _DPDK_MEMORY = 1024
 """MiB: enough for the ports of all pods, of those that a case adds, and of taps."""
-ON_OPEN_VSWITCH = tuple(name for name in DATAPATHS if name != PLAIN)
+NO_SWITCH = "a plain bridge: there is no Open vSwitch here"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -46,9 +46,8 @@ class Column:
 
 
 def columns_of(backend: BackendName) -> list[Column]:
-    """All of a backend's, whether they can be had here or not."""
-    datapaths = DATAPATHS if backend is BackendName.EBPF else ON_OPEN_VSWITCH
-    return [Column(str(backend.value), name) for name in datapaths]
+    """All of a backend's, whether they can be had here or anywhere: what can't be is empty for a reason."""
+    return [Column(str(backend.value), name) for name in DATAPATHS]
 
 
 def why_not(column: Column) -> str | None:
@@ -57,6 +56,8 @@ def why_not(column: Column) -> str | None:
         return reason
     if BackendName(column.backend) not in AVAILABLE_BACKENDS:
         return f"{column.backend} is not in this version"
+    if not column.has_switch and column.backend != BackendName.EBPF.value:
+        return NO_SWITCH
     if column.datapath == KERNEL:
         return _why_no_kernel_datapath()
     if column.datapath == DPDK:

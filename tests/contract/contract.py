@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from tests.contract import captured
-from tests.contract.columns import DPDK
+from tests.contract.columns import DPDK, NO_SWITCH
 from tests.contract.frames import frame
 from tests.contract.scene import CUTTING, Scene, expect_originals, snapshot
 from tests.contract.sockets import PacketSocket, gather
@@ -20,11 +20,12 @@ from vtap_api.virtualtap import BackendName
 from vtap_lab.errors import comes_true, wait_for
 
 ETHERNET, IPV4, UDP = 14, 20, 8
+OUTER = ETHERNET + IPV4 + UDP + 12 + 20
+"""What a copy to our collector has around its frame: GRE with key and sequence over UDP, and the trailer."""
 FULL = 1472
 """UDP payload of a packet as large as the pods' MTU."""
 LEASE = 9.0
 """Seconds that copies go on without an agent, less some for reading the clock elsewhere."""
-NO_SWITCH = "a plain bridge: there is no Open vSwitch here"
 NO_VLANS = "a plain bridge: its access VLANs are the bridge's own matter"
 
 NO_FRAGMENTS = "DPDK's af_packet driver delivers no IP fragments here, tapped or not"
@@ -135,6 +136,39 @@ class Contract:
         summary = scene.closes("tap")
         assert [datagram.sequence for _, datagram in scene.stored("tap")] == list(range(10))
         assert (summary["stored"], summary["unsampled"]) == (10, 190)
+
+    def test_whole_flows(self, scene: Scene) -> None:
+        """Of half of the flows every packet, at either end of each."""
+        sampling = {"type": "Flows", "flows": {"percent": 50}}
+        scene.tap("tap", "pair", filter=_include({"protocol": "UDP"}), sampling=sampling)
+        talks = [Talk(scene.left, scene.right, count=10) for _ in range(24)]
+        flows = [one.finish() for one in talks]
+        for flow in flows:
+            expect_originals(flow)
+        summary, found = scene.closes("tap"), scene.stored("tap")
+        ends = point(scene.left, "egress"), point(scene.right, "ingress")
+        copied = [flow for flow in flows if any(found[end, datagram] for end in ends for datagram in flow.sent)]
+        for flow in copied:
+            expect_each_once(found, flow, *ends)
+        assert 0 < len(copied) < len(flows), "all or none: a chance of 1 in 2 ** 23"
+        assert (summary["stored"], summary["unsampled"]) == (20 * len(copied), 20 * (len(flows) - len(copied)))
+        assert found.total() == summary["stored"] and summary["lost"] == summary["dropped"] == 0
+
+    def test_rate_limit(self, scene: Scene) -> None:
+        """What fits the bucket and what it gains while the copies are made; the rest is counted as limited."""
+        rate, burst = 8000, 524288
+        limit = {"bitsPerSecond": rate, "burst": burst}
+        scene.tap("tap", direction="Egress", filter=_include({"protocol": "UDP"}), rateLimit=limit)
+        exchange = talk(scene.web, scene.client, count=200, size=1000)
+        expect_originals(exchange)
+        summary, packets = scene.closes("tap"), scene.packets("tap")
+        assert set(captured.numbered(packets).values()) == {1} and len(packets) == summary["stored"]
+        assert summary["stored"] + summary["limited"] == len(exchange.sent)
+        assert summary["lost"] == summary["dropped"] == summary["unsampled"] == 0
+        moments = [packet.time_ns for packet in packets]
+        gained = rate * (max(moments) - min(moments)) / 1e9
+        bits = 8 * (OUTER + ETHERNET + IPV4 + UDP + 1000)
+        assert burst // bits <= len(packets) <= (burst + gained) / bits + 1
 
     def test_truncation(self, scene: Scene) -> None:
         scene.tap("tap", packet={"snapLength": 80})
@@ -346,10 +380,34 @@ class Contract:
         assert max(packet.length for packet in packets) <= ETHERNET + 1500
         assert captured.tcp_stream(packets, point(scene.web, "egress"), sent.port) == sent.sent
 
+    def test_tcp_bulk_cut(self, scene: Scene) -> None:
+        """Each packet on the wire that a super-packet stands for is cut on its own, and keeps its own length."""
+        ways = {"whole": {}, "snapped": {"packet": {"snapLength": 80}}, "headers": {"packet": {"headersOnly": True}}}
+        for name, cut in ways.items():
+            scene.tap(name, filter=_include({"protocol": "TCP"}), **cut)
+        sent = bulk(scene.web, scene.client, 300_000)
+        assert sent.received == sent.sent
+        for name in ways:
+            summary = scene.closes(name)
+            assert summary["lost"] == summary["dropped"] == 0
+        whole = scene.packets("whole")
+        assert captured.tcp_stream(whole, point(scene.web, "egress"), sent.port) == sent.sent
+        expected = {
+            "snapped": Counter((packet.interface, packet.length, packet.frame[:80]) for packet in whole),
+            "headers": Counter((packet.interface, packet.length, packet.frame[: _tcp_headers(packet.frame)]) for packet in whole),
+        }
+        for name, copies in expected.items():
+            assert Counter((packet.interface, packet.length, packet.frame) for packet in scene.packets(name)) == copies, name
+
 
 def _include(rule: dict[str, object]) -> dict[str, object]:
     """A filter that includes what the rule matches and nothing else."""
     return {"defaultAction": "Exclude", "rules": [{"action": "Include", **rule}]}
+
+
+def _tcp_headers(frame: bytes) -> int:
+    """How long they are in an untagged frame without IP options, in bytes."""
+    return ETHERNET + IPV4 + (frame[ETHERNET + IPV4 + 12] >> 4) * 4
 
 
 def _ready(scene: Scene, tap: str, count: int) -> bool:

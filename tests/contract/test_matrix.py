@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.contract.columns import DATAPATHS, NO_SWITCH, PLAIN, Column, columns_of, why_not
 from tests.contract.matrix import Cell, Verdict, draw, unexplained
+from vtap_api.virtualtap import BackendName
+from vtap_lab import preflight
 
 pytest_plugins = ["pytester"]
 
@@ -50,6 +53,14 @@ def test_a_cell_that_was_chosen_and_never_judged_shows() -> None:
     assert lines[3] == "access vlan   ok      ok      ·"
     assert lines[4:] == ["·   not chosen by the arguments of this run", "?   neither verdict nor reason: a failure"]
     assert unexplained(chosen, verdicts) == [chosen[0]]
+
+
+@pytest.mark.parametrize("backend", [BackendName.OVS_MIRROR, BackendName.OVS_GROUP, BackendName.EBPF])
+def test_every_backend_has_a_column_of_every_datapath_and_a_reason_where_it_can_never_be(backend: BackendName) -> None:
+    columns = columns_of(backend)
+    assert columns == [Column(backend.value, datapath) for datapath in DATAPATHS]
+    alone = next(column for column in columns if column.datapath == PLAIN)
+    assert why_not(alone) == (preflight.why_no_lab() or (None if backend is BackendName.EBPF else NO_SWITCH))
 
 
 SUITE = """

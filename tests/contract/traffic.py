@@ -10,6 +10,7 @@ import itertools
 import random
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,17 +60,23 @@ class InPod:
             raise self._problem
 
 
-@dataclass
-class _Log:
-    """A text that one thread writes and others count."""
+class _Log(io.StringIO):
+    """A text that one thread writes, a line at once, and others count."""
 
-    text: io.StringIO
+    def __init__(self) -> None:
+        super().__init__()
+        self.moments: list[float] = []
+        """When each line was written, in seconds since 1970."""
+
+    def write(self, text: str) -> int:
+        self.moments.append(time.time())
+        return super().write(text)
 
     def lines(self) -> int:
-        return self.text.getvalue().count("\n")
+        return len(self.moments)
 
     def datagrams(self) -> tuple[Datagram, ...]:
-        return tuple(Datagram(*map(int, line.split())) for line in self.text.getvalue().splitlines())
+        return tuple(Datagram(*map(int, line.split())) for line in self.getvalue().splitlines())
 
 
 class _Ending:
@@ -102,15 +109,16 @@ class Talk:
     ) -> None:
         receivers = [targets] if isinstance(targets, Pod) else list(targets)
         self.sender, self.port = next(_senders), port or next(_ports)
-        self._sent, self._ending, self._heard = _Log(io.StringIO()), _Ending(), _Ending()
-        self._received = {str(pod): _Log(io.StringIO()) for pod in receivers}
+        self._sent, self._ending, self._heard = _Log(), _Ending(), _Ending()
+        self._received = {str(pod): _Log() for pod in receivers}
         group = address if _is_multicast(address) else ""
         self._receiving = [self._listen(pod, group, self._received[str(pod)]) for pod in receivers]
         to = address or (receivers[0].ipv4 if family == 4 else receivers[0].ipv6)
         numbers = datagrams.paced(count, rate / PATIENCE)
         _running.append(self)
+        self._began = time.time()
         self._sending = InPod(
-            source.netns, lambda: datagrams.send(to, self.port, self.sender, numbers, size, self._sent.text, self._ending)
+            source.netns, lambda: datagrams.send(to, self.port, self.sender, numbers, size, self._sent, self._ending)
         )
 
     def _listen(self, pod: Pod, group: str, log: _Log) -> InPod:
@@ -120,7 +128,7 @@ class Talk:
             with datagrams.listening(self.port, group) as inside:
                 inside.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
                 ready.set()
-                datagrams.receive(inside, log.text, self._heard)
+                datagrams.receive(inside, log, self._heard)
 
         thread = InPod(pod.netns, work)
         assert ready.wait(_TIMEOUT * PATIENCE), f"{pod} does not listen"
@@ -144,6 +152,16 @@ class Talk:
             thread.join()
         received = {name: log.datagrams() for name, log in self._received.items()}
         return Exchange(self.sender, self.port, self._sent.datagrams(), received)
+
+    def under_way(self) -> dict[Datagram, tuple[float, float]]:
+        """Of each datagram that has arrived a moment before it was sent, and one after it had arrived, in seconds since 1970.
+
+        Once it has ended, and where there is one receiver.
+        """
+        (received,) = self._received.values()
+        arrived = dict(zip(received.datagrams(), received.moments, strict=True))
+        before = dict(zip(self._sent.datagrams(), [self._began, *self._sent.moments], strict=False))
+        return {datagram: (before[datagram], moment) for datagram, moment in arrived.items()}
 
     def stop(self) -> Exchange:
         """End it, and then as `finish`."""

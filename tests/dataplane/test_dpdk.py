@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from vtap_lab.lab import BRIDGE, Pod
 
 pytestmark = [pytest.mark.slow, pytest.mark.lab]
 COUNT = 200
+UDP_ONLY = {"defaultAction": "Exclude", "rules": [{"action": "Include", "protocol": "UDP"}]}
 BACKENDS = pytest.mark.parametrize("backend", ["OVSMirror", "OVSGroup"])
 
 
@@ -113,6 +115,61 @@ def test_a_filter_copies_what_it_includes(site: Site, pair: tuple[str, Pod, Pod]
     assert numbers == list(range(len(kept.sent) - len(numbers), len(kept.sent))), "from some moment on, all of them"
 
 
+def test_where_the_bridge_refuses_flows_of_ours_auto_takes_mirrors(site: Site, pair: tuple[str, Pod, Pod]) -> None:
+    app, pod, peer = pair
+    name = f"auto-{app}"
+    site.lab.switch.vsctl("set", "Bridge", BRIDGE, "mcast_snooping_enable=true")
+    try:
+        site.tap(name, app, backend="Auto", filter=UDP_ONLY)
+        points = chosen(site, name)
+        assert {direction: point["backend"] for direction, point in points.items()} == {
+            "Ingress": "OVSMirror",
+            "Egress": "OVSGroup",
+        }
+        assert "Auto takes OVSMirror, as DPDK moves the packets of br0 past the kernel" in points["Ingress"]["why"]
+        assert "OVSGroup can't be had: bridge br0 learns which pod wants which multicast" in points["Ingress"]["message"]
+        assert "Auto takes OVSGroup" in points["Egress"]["why"] and site.condition(name, "Programmed") == "True"
+        sent = start_exchange(site.lab, pod, peer, count=COUNT).finish()
+        received = start_exchange(site.lab, peer, pod, count=COUNT).finish()
+        site.closes(name)
+        found = site.stored(name)
+        expect_each_once(found, sent, at(site, pod, "egress"))
+        expect_each_once(found, received, at(site, pod, "ingress"))
+    finally:
+        site.lab.switch.vsctl("set", "Bridge", BRIDGE, "mcast_snooping_enable=false")
+    wait_for(lambda: chosen(site, name)["Ingress"]["backend"] == "OVSGroup", PATIENCE, "flows copy what the bridge now allows")
+
+
+def test_auto_goes_over_to_mirrors_where_flows_cannot_be_written_any_more(site: Site, veths: tuple[Pod, Pod]) -> None:
+    site.tap("auto", "veth", backend="Auto", filter=UDP_ONLY)
+    assert backends(site, "auto") == {"OVSGroup"}
+    site.lab.switch.vsctl("set", "Bridge", BRIDGE, "protocols=OpenFlow10")
+    try:
+        wait_for(lambda: backends(site, "auto") == {"OVSMirror"}, PATIENCE, "mirrors copy instead")
+        wait_for(lambda: site.condition("auto", "Programmed") == "True", PATIENCE, "they are programmed")
+        whys = {point["why"] for point in chosen(site, "auto").values()}
+        assert all("OVSGroup can't be had: bridge br0 speaks no OpenFlow 1.4" in why for why in whys), whys
+        exchange = start_exchange(site.lab, veths[0], veths[1], count=COUNT).finish()
+        assert len(exchange.received[str(veths[1])]) == COUNT
+        site.closes("auto")
+        expect_each_once(site.stored("auto"), exchange, at(site, veths[0], "egress"))
+    finally:
+        site.lab.switch.vsctl("clear", "Bridge", BRIDGE, "protocols")
+    wait_for(lambda: backends(site, "auto") == {"OVSGroup"}, PATIENCE, "flows copy again")
+
+
+def backends(site: Site, name: str) -> set[str]:
+    """Of a tap's points."""
+    return {point["backend"] for point in chosen(site, name).values()}
+
+
+def chosen(site: Site, name: str) -> dict[str, dict[str, Any]]:
+    """A tap's points by direction."""
+    status = site.status(name)
+    assert status is not None
+    return {point["direction"]: point for point in status["points"]}
+
+
 def test_one_in_n_is_counted_to_the_packet(site: Site, pair: tuple[str, Pod, Pod]) -> None:
     app, pod, peer = pair
     site.tap(f"sampled-{app}", app, direction="Egress", sampling={"type": "OneIn", "oneIn": 10})
@@ -120,6 +177,26 @@ def test_one_in_n_is_counted_to_the_packet(site: Site, pair: tuple[str, Pod, Pod
     summary = site.closes(f"sampled-{app}")
     assert summary["seen"] >= 1000 and summary["unsampled"] == summary["seen"] - summary["stored"]
     assert 50 <= summary["stored"] <= 160, "about a tenth"
+
+
+@BACKENDS
+def test_other_cpus_may_work_at_what_poll_mode_threads_copy(site: Site, pair: tuple[str, Pod, Pod], backend: str) -> None:
+    app, pod, peer = pair
+    name = f"elsewhere-{app}-{backend.lower()}"
+    site.agent.stop()
+    site.start_agent("--export-cpus=0")
+    try:
+        site.tap(name, app, backend=backend)
+        sent = start_exchange(site.lab, pod, peer, count=COUNT).finish()
+        received = start_exchange(site.lab, peer, pod, count=COUNT).finish()
+        site.closes(name)
+        found = site.stored(name)
+        expect_each_once(found, sent, at(site, pod, "egress"))
+        expect_each_once(found, received, at(site, pod, "ingress"))
+        site.remove_tap(name)
+    finally:
+        site.agent.stop()
+        site.start_agent()
 
 
 def test_the_tap_port_is_a_device_that_costs_poll_mode_threads_little(site: Site, veths: tuple[Pod, Pod]) -> None:

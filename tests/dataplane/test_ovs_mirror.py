@@ -19,6 +19,7 @@ from vtap_agent.backends.ovs_mirror import OvsMirrorBackend
 from vtap_agent.drivers.ovsdb import OvsdbConnection
 from vtap_agent.plan.dataplane import Backend, DataPlane, Direction, Feed
 from vtap_agent.plan.mirror_health import MirrorHealth, MirrorState, unhealthy
+from vtap_lab.errors import PATIENCE
 from vtap_lab.lab import BRIDGE, Lab
 
 RATE = 500
@@ -97,9 +98,9 @@ class Flow:
 
 
 def wait_for(condition: Callable[[], bool], what: str, timeout: float = 20.0) -> None:
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + timeout * PATIENCE
     while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout} s: {what}"
+        assert time.monotonic() < deadline, f"not within {timeout * PATIENCE:g} s: {what}"
         time.sleep(0.01)
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 
+from tests.dataplane.packets import ICMP, ICMPV6, TCP, Packet, is_housekeeping, packet_in
 from tests.unit.pipeline import frames
 from tests.unit.pipeline.node import (
     EGRESS,
@@ -40,6 +43,8 @@ from vtap_agent.plan.recover import EdgeTarget, Monitor, alias_of, ids_of
 MONITOR4, MONITOR6 = "10.10.0.99", "fd00:10::99"
 OTHER_MAC = bytes.fromhex("020000000003")
 MONITOR = "mon0"
+MSS = 1300
+SYN, ACK = 0x02, 0x10
 
 
 class Site(Node):
@@ -103,8 +108,9 @@ class Site(Node):
         return Capture(handle)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=["bridge"])
 def site() -> Iterator[Site]:
+    """The parameter gives all tests here an id by which they are chosen as the contract's column of that name is: `-k bridge`."""
     if reason := why_not():
         pytest.skip(reason)
     with Site() as made:
@@ -119,13 +125,16 @@ def packet(kind: str, version: int, number: int = 0) -> bytes:
     """An IP packet from the pod's peer's address to the pod's, of a kind and with a number."""
     ends = (frames.POD4, frames.PEER4) if version == 4 else (frames.POD6, frames.PEER6)
     content = struct.pack(">I", number) + payload(200 + number % 7, number)
-    udp, tcp = frames.udp(*ends, 4000, 9, content), frames.tcp(*ends, 4000, 9, content, seq=number)
+    udp, tcp = frames.udp(*ends, 4000, 9, content), frames.tcp(*ends, 4000, 9, content, ACK, number)
     wrong = tcp[:-1] + bytes([tcp[-1] ^ 0xFF])
     if kind == "icmp":
         return icmp(ends, version, struct.pack(">HH", 1, number) + content)
     makers: dict[str, Callable[[], bytes]] = {
         "udp": lambda: frames.ip(*ends, 17, udp),
         "tcp": lambda: frames.ip(*ends, 6, tcp),
+        "syn": lambda: frames.ip(*ends, 6, frames.tcp(*ends, 4000, 9, b"", SYN, number)),
+        "short": lambda: frames.ip(*ends, 17, frames.udp(*ends, 4000, 9, bytes([number]))),
+        "hardly anything": lambda: frames.ip(*ends, NO_NEXT_HEADER, bytes([number])),
         "wrong checksum": lambda: frames.ip(*ends, 6, wrong),
         "udp without checksum": lambda: frames.ip(*ends, 17, udp[:6] + b"\0\0" + udp[8:]),
         "first fragment": lambda: frames.ipv4(*ends, 17, udp[:64], fragment=0x2000),
@@ -146,9 +155,11 @@ def icmp(ends: tuple[str, str], version: int, rest: bytes) -> bytes:
     return frames.ip(*ends, protocol, body[:2] + struct.pack(">H", frames.checksum(covered)) + body[4:])
 
 
-KINDS4 = ("udp", "tcp", "udp without checksum", "first fragment", "later fragment", "options", "wrong checksum", "icmp")
-KINDS6 = ("udp", "tcp", "udp without checksum", "wrong checksum", "icmp", "behind options", "fragment header", "later part")
-KINDS = [*((kind, 4) for kind in KINDS4), *((kind, 6) for kind in KINDS6)]
+NO_NEXT_HEADER = 59
+KINDS = ("udp", "tcp", "syn", "icmp", "short", "udp without checksum", "wrong checksum")
+KINDS4 = (*KINDS, "first fragment", "later fragment", "options")
+KINDS6 = (*KINDS, "hardly anything", "behind options", "fragment header", "later part")
+ALL_KINDS = [*((kind, 4) for kind in KINDS4), *((kind, 6) for kind in KINDS6)]
 
 
 def plane(site: Site, version: int = 4) -> DataPlane:
@@ -176,11 +187,48 @@ def arriving(capture: Capture, count: int) -> list[bytes]:
     return found
 
 
-def said_by_monitor(site: Site, capture: Capture) -> list[bytes]:
-    """IP packets that the monitor's own stack sent, neighbour discovery and group reports apart."""
-    sent = [frame for frame in capture.frames(1, 0.3) if frame[6:12] == site.monitor_mac]
-    ipv4 = [frame for frame in sent if frame[12:14] == b"\x08\0" and frame[23] != 2]
-    return ipv4 + [frame for frame in sent if frame[12:14] == b"\x86\xdd" and frame[20] == 6]
+_requests = itertools.count(1)
+
+
+def said_until_now(site: Site, listening: Capture, version: int) -> list[Packet]:
+    """What the monitor's stack has said, housekeeping apart, until it answers an echo request that is sent to itself now."""
+    ends = (frames.POD4, MONITOR4) if version == 4 else (frames.POD6, MONITOR6)
+    mark = struct.pack(">HH", 0x7654, next(_requests))
+    with Inside(site.sink), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as handle:
+        handle.bind((MONITOR, 0))
+        handle.send(frames.ethernet(site.monitor_mac, POD_MAC, frames.ethertype(ends[0]), icmp(ends, version, mark)))
+    said: list[Packet] = []
+
+    def answers() -> bool:
+        said.extend(said_by_monitor(site, listening))
+        return any(answer_of(one) == "echo reply" and one.content[4:8] == mark for one in said)
+
+    wait_until(answers, "the monitor answers an echo request of its own")
+    return [one for one in said if one.content[4:8] != mark]
+
+
+def said_by_monitor(site: Site, listening: Capture) -> list[Packet]:
+    found = [packet_in(frame) for frame in listening.frames(1, 0.2) if frame[6:12] == site.monitor_mac]
+    return [packet for packet in found if packet is not None and not is_housekeeping(packet)]
+
+
+def answer_of(packet: Packet) -> str:
+    """What a stack means by it."""
+    if packet.protocol == TCP and packet.content[13] & 4:
+        return "reset"
+    names = {(ICMP, 0): "echo reply", (ICMP, 3): "unreachable", (ICMPV6, 129): "echo reply", (ICMPV6, 1): "unreachable"}
+    return names.get((packet.protocol, packet.content[0]), f"protocol {packet.protocol}, type {packet.content[0]}")
+
+
+@contextmanager
+def on_one_cpu() -> Iterator[None]:
+    """What this thread sends is handled in its order, also where the kernel queues by CPU."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def counted(site: Site, slot: int, act: Callable[[], object]) -> tuple[int, dict[str, int]]:
@@ -192,7 +240,7 @@ def counted(site: Site, slot: int, act: Callable[[], object]) -> tuple[int, dict
     return after.sent - before.sent, {reason: count for reason, count in dropped.items() if count}
 
 
-@pytest.mark.parametrize(("kind", "version"), KINDS, ids=[f"{kind} v{version}" for kind, version in KINDS])
+@pytest.mark.parametrize(("kind", "version"), ALL_KINDS, ids=[f"{kind} v{version}" for kind, version in ALL_KINDS])
 def test_the_monitor_sees_every_packet_as_it_was(site: Site, kind: str, version: int) -> None:
     site.serve(MONITOR4 if version == 4 else MONITOR6)
     site.apply(plane(site, version))
@@ -207,18 +255,104 @@ def test_the_monitor_sees_every_packet_as_it_was(site: Site, kind: str, version:
     assert counted(site, 1, send) == (20, {})
 
 
-def test_on_its_way_a_copy_is_a_right_packet_to_the_monitor_from_an_id(site: Site) -> None:
-    site.serve(MONITOR4)
-    site.apply(plane(site))
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_super_packet_comes_as_its_segments_with_their_checksums(site: Site, version: int) -> None:
+    """As a pod's kernel makes it, which leaves both to an offload."""
+    ends = (frames.POD4, frames.PEER4) if version == 4 else (frames.POD6, frames.PEER6)
+    data = payload(MSS * 40 + 17)
+    parts = [(number, data[at : at + MSS]) for number, at in enumerate(range(0, len(data), MSS))]
+    expected = [segment(ends, frames.tcp(*ends, 4000, 9, part, ACK, 1 + number * MSS), number) for number, part in parts]
+    whole = segment(ends, frames.tcp_super(*ends, 4000, 9, data, 1, ACK), 0)
+    site.serve(MONITOR4 if version == 4 else MONITOR6)
+    site.apply(plane(site, version))
+    capture, on_its_way = site.watch(site.monitor, "eth0"), site.watch(site.sink, SINK)
+
+    def send() -> None:
+        site.writer(EGRESS, offload=True).send(frames.virtio(version, MSS, len(whole) - len(data)) + whole)
+        assert arriving(capture, len(expected)) == expected
+
+    assert counted(site, 1, send) == (len(expected), {})
+    monitor = MONITOR4 if version == 4 else MONITOR6
+    for copy in passing(on_its_way, len(expected), monitor):
+        expect_right(copy, monitor)
+
+
+def segment(ends: tuple[str, str], content: bytes, number: int) -> bytes:
+    """A frame of TCP, the IPv4 header's identification counted on."""
+    packet = frames.ipv6(*ends, 6, content) if ":" in ends[0] else frames.ipv4(*ends, 6, content, ident=7 + number)
+    return frames.ethernet(PEER_MAC, POD_MAC, frames.ethertype(ends[0]), packet)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("length", [1, 2, 1001, None], ids=["1", "2", "1001", "all ones"])
+def test_a_checksum_that_was_left_to_an_offload_is_complete(site: Site, version: int, length: int | None) -> None:
+    """Also one that comes to zero, which UDP writes as all ones: zero would say that there is none."""
+    ends = (frames.POD4, frames.PEER4) if version == 4 else (frames.POD6, frames.PEER6)
+    comes_to_zero = frames.udp(*ends, 4000, 9, bytes(2))[6:8]
+    complete = frames.udp(*ends, 4000, 9, comes_to_zero if length is None else payload(length))
+    assert length is not None or complete[6:8] == b"\xff\xff"
+    partial = ~frames.checksum(frames.pseudo(*ends, 17, len(complete))) & 0xFFFF
+    expected, left = (egress(frames.ip(*ends, 17, one), version=version) for one in (complete, with_sum(complete, partial)))
+    site.serve(MONITOR4 if version == 4 else MONITOR6)
+    site.apply(plane(site, version))
+    capture = site.watch(site.monitor, "eth0")
+    needs_checksum = struct.pack("=BBHHHH", 1, 0, 0, 0, len(left) - len(complete), 6)  # struct virtio_net_hdr
+    site.writer(EGRESS, offload=True).send(needs_checksum + left)
+    assert left != expected and arriving(capture, 1) == [expected]
+
+
+def with_sum(udp: bytes, checksum: int) -> bytes:
+    return udp[:6] + struct.pack(">H", checksum) + udp[8:]
+
+
+ON_ITS_WAY = [(kind, version) for kind in ("tcp", "udp", "short", "udp without checksum") for version in (4, 6)] + [("icmp", 6)]
+
+
+@pytest.mark.parametrize(("kind", "version"), ON_ITS_WAY, ids=[f"{kind} v{version}" for kind, version in ON_ITS_WAY])
+def test_on_its_way_a_copy_is_a_right_packet_to_the_monitor_from_an_id(site: Site, kind: str, version: int) -> None:
+    monitor = MONITOR4 if version == 4 else MONITOR6
+    site.serve(monitor)
+    site.apply(plane(site, version))
     capture = site.watch(site.sink, SINK)
-    site.tap(EGRESS, egress(packet("tcp", 4)))
+    original = egress(packet(kind, version), version=version)
+    site.tap(EGRESS, original)
+    (copy,) = passing(capture, 1, monitor)
+    assert copy[6:10] == ids_of(site.uplink_mac)[:4]
+    changed = {at for at, (before, after) in enumerate(zip(original, copy, strict=True)) if before != after}
+    assert changed <= {*range(12), *addressed(version), *range(*checksum_at(kind, version))}
+    expect_right(copy, monitor, has_checksum=kind != "udp without checksum")
+
+
+def addressed(version: int) -> tuple[int, ...]:
+    """Offsets of the destination address and of the IPv4 header's checksum."""
+    return (24, 25, *range(30, 34)) if version == 4 else tuple(range(38, 54))
+
+
+def checksum_at(kind: str, version: int) -> tuple[int, int]:
+    """Offsets where the transport header's checksum begins and ends; none where the sender left it out."""
+    header = 34 if version == 4 else 54
+    within = {"tcp": 16, "icmp": 2}.get(kind, 6)
+    return header + within, header + within + (0 if kind == "udp without checksum" else 2)
+
+
+def passing(capture: Capture, count: int, monitor: str) -> list[bytes]:
+    """Copies on their way, once there are so many."""
     found: list[bytes] = []
-    wait_until(lambda: bool(found.extend(capture.frames(1, 0.2)) or [f for f in found if f[12:14] == b"\x08\0"]), "it passes")
-    copy = next(frame for frame in found if frame[12:14] == b"\x08\0")
-    assert copy[:6] == alias_of(MONITOR4) and copy[6:10] == ids_of(site.uplink_mac)[:4]
-    assert copy[30:34] == socket.inet_aton(MONITOR4)
-    assert frames.checksum(copy[14:34]) == 0
-    assert frames.checksum(frames.pseudo(frames.POD4, MONITOR4, 6, len(copy) - 34) + copy[34:]) == 0
+
+    def enough() -> bool:
+        kinds = (b"\x08\0", b"\x86\xdd")
+        found.extend(frame for frame in capture.frames(1, 0.2) if frame[:6] == alias_of(monitor) and frame[12:14] in kinds)
+        return len(found) >= count
+
+    wait_until(enough, f"{count} copies pass")
+    return found
+
+
+def expect_right(copy: bytes, monitor: str, *, has_checksum: bool = True) -> None:
+    """Any stack and any offload on the way takes it for what it says."""
+    read = packet_in(copy)
+    assert read is not None and read.destination == monitor and read.is_exact
+    assert read.checksum_is_right if has_checksum else not any(read.content[6:8])
 
 
 def test_checksums_of_all_ones_come_back_as_such(site: Site) -> None:
@@ -231,6 +365,16 @@ def test_checksums_of_all_ones_come_back_as_such(site: Site) -> None:
     capture = site.watch(site.monitor, "eth0")
     site.tap(EGRESS, egress(bytes(ones)))
     assert arriving(capture, 1) == [egress(bytes(ones))]
+
+
+def test_a_transport_checksum_of_all_ones_comes_back_over_ipv6(site: Site) -> None:
+    site.serve(MONITOR6)
+    site.apply(plane(site, 6))
+    ones = bytearray(packet("tcp", 6))
+    ones[56:58] = b"\xff\xff"
+    capture = site.watch(site.monitor, "eth0")
+    site.tap(EGRESS, egress(bytes(ones), version=6))
+    assert arriving(capture, 1) == [egress(bytes(ones), version=6)]
 
 
 def _tcp_with_ident(ident: int) -> bytes:
@@ -325,47 +469,49 @@ def vars_of(counters: EdgeCounters) -> tuple[int, ...]:
     return (counters.unknown, counters.recovered)
 
 
+ANSWERS = {"syn": "reset", "tcp": "reset", "udp": "unreachable", "icmp": "echo reply"}
+"""What a stack says to each kind that is sent to itself."""
+
+
 @pytest.mark.parametrize("version", [4, 6])
 def test_the_monitors_kernel_answers_no_copy_recovered_or_not(site: Site, version: int) -> None:
     address = MONITOR4 if version == 4 else MONITOR6
-    kinds = ("tcp", "udp", "icmp")
-    copies = [egress(packet(kind, version, number), version=version) for number in range(5) for kind in kinds]
-    own = {"destination": site.rewriting(version, gateway_mac=site.monitor_mac)}
+    copies = {kind: [egress(packet(kind, version, number), version=version) for number in range(5)] for kind in ANSWERS}
+    expected = [frame for some in copies.values() for frame in some]
     with Inside(site.monitor):  # where an answer would go
         family = ["-4"] if version == 4 else ["-6"]
         at = frames.POD4 if version == 4 else frames.POD6
         ip(*family, "neigh", "replace", at, "lladdr", POD_MAC.hex(":"), "dev", "eth0", "nud", "permanent")
-    answers = site.watch(site.sink, MONITOR)
+    listening, capture = site.watch(site.sink, MONITOR), site.watch(site.monitor, "eth0")
 
-    def answered() -> list[bytes]:
+    def tap(sent: list[bytes]) -> None:
+        for frame in sent:
+            site.tap(EGRESS, frame)
         site.settled(1)
-        return said_by_monitor(site, answers)
 
-    site.serve(address)
-    site.apply(plane(site, version))
-    capture = site.watch(site.monitor, "eth0")
-    for frame in copies:
-        site.tap(EGRESS, frame)
-    assert arriving(capture, len(copies)) == copies
-    assert answered() == []
+    with on_one_cpu():
+        site.serve(address)
+        site.apply(plane(site, version))
+        tap(expected)
+        assert arriving(capture, len(expected)) == expected
+        assert said_until_now(site, listening, version) == []
 
-    site.remove_edge()
-    for frame in copies:
-        site.tap(EGRESS, frame)
-    unrecovered: list[bytes] = []
+        site.remove_edge()
+        tap(expected)
+        unrecovered: list[bytes] = []
 
-    def seen() -> bool:
-        unrecovered.extend(frame for frame in capture.frames(1, 0.2) if frame[:6] == alias_of(address))
-        return len(unrecovered) >= len(copies)
+        def seen() -> bool:
+            unrecovered.extend(frame for frame in capture.frames(1, 0.2) if frame[:6] == alias_of(address))
+            return len(unrecovered) >= len(expected)
 
-    wait_until(seen, "the monitor sees unrecovered copies")
-    assert answered() == []
+        wait_until(seen, "the monitor sees unrecovered copies")
+        assert said_until_now(site, listening, version) == []
 
-    # The test would see an answer: sent to the monitor's own MAC address, copies are answered.
-    site.apply(site.plane(destination=own["destination"]))
-    for frame in copies:
-        site.tap(EGRESS, frame)
-    wait_until(lambda: bool(answered()), "the monitor answers what is sent to its own address")
+        # Sent to the monitor's own MAC address, copies of every kind are answered: that would have been seen.
+        site.apply(site.plane(destination=site.rewriting(version, gateway_mac=site.monitor_mac)))
+        for kind, answer in ANSWERS.items():
+            tap(copies[kind])
+            assert {answer_of(one) for one in said_until_now(site, listening, version)} == {answer}, kind
 
 
 def test_a_monitor_of_both_versions_has_an_edge_for_each(site: Site) -> None:

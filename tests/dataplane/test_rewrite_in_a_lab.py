@@ -18,9 +18,11 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.dataplane import offloaded_talk
+from tests.dataplane.packets import TCP, UDP, Packet, datagrams, is_housekeeping, packet_in, tcp_stream
 from vtap_agent.drivers import libbpf
 from vtap_lab.daemons import Agent
-from vtap_lab.errors import wait_for
+from vtap_lab.errors import comes_true, wait_for
 from vtap_lab.exchange import start_exchange
 from vtap_lab.lab import BRIDGE, PLAIN_BRIDGE, Lab, LabOptions, Pod
 from vtap_lab.processes import LabProcess
@@ -30,9 +32,12 @@ pytestmark = pytest.mark.slow
 PATIENCE = 20.0
 LINK = "to-b"
 MONITOR_ADDRESS, MONITOR_MAC = "10.10.200.9", "02:76:74:77:00:09"
-TCP = """
+CONNECTION = """
 import socket, sys
-ends = {"listen": lambda: socket.create_server(("", 7000)), "connect": lambda: socket.create_connection((sys.argv[2], 7000), 20)}
+ends = {
+    "listen": lambda: socket.create_server(("", 7000), family=socket.AF_INET6, dualstack_ipv6=True),
+    "connect": lambda: socket.create_connection((sys.argv[2], 7000), 20),
+}
 made = ends[sys.argv[1]]()
 print("ready", flush=True)
 if sys.argv[1] == "listen":
@@ -113,13 +118,18 @@ def mac(pod: Pod) -> bytes:
     return bytes.fromhex(pod.mac.replace(":", ""))
 
 
-def unicast_ipv4(frames: list[bytes]) -> Counter[bytes]:
-    return Counter(frame for frame in frames if frame[12:14] == b"\x08\x00" and not frame[0] & 1)
+def address_of(pod: Pod, family: int) -> str:
+    return pod.ipv4 if family == 4 else pod.ipv6
 
 
-def expected_at_monitor(pods: list[Pod], captures: list[Capture]) -> Counter[bytes]:
+def unicast(frames: list[bytes], family: int) -> Counter[bytes]:
+    kind = b"\x08\x00" if family == 4 else b"\x86\xdd"
+    return Counter(frame for frame in frames if frame[12:14] == kind and not frame[0] & 1)
+
+
+def expected_at_monitor(pods: list[Pod], captures: list[Capture], family: int) -> Counter[bytes]:
     """What every tapped pod sent and received, once for each that it belongs to."""
-    seen = [unicast_ipv4(one.frames()) for one in captures]
+    seen = [unicast(one.frames(), family) for one in captures]
     return sum(
         (
             Counter({f: n for f, n in found.items() if mac(pod) in (f[:6], f[6:12])})
@@ -129,13 +139,13 @@ def expected_at_monitor(pods: list[Pod], captures: list[Capture]) -> Counter[byt
     )
 
 
-def talk(lab: Lab, web: Pod, client: Pod) -> None:
+def talk(lab: Lab, web: Pod, client: Pod, family: int = 4) -> None:
     """Numbered datagrams both ways, and a connection with data both ways."""
-    for exchange in [start_exchange(lab, *ends, count=100) for ends in ((web, client), (client, web))]:
+    for exchange in [start_exchange(lab, *ends, family=family, count=100) for ends in ((web, client), (client, web))]:
         assert len(exchange.finish().sent) == 100
-    server = lab.spawn(web, sys.executable, "-c", TCP, "listen", name="tcp-server")
+    server = lab.spawn(web, sys.executable, "-c", CONNECTION, "listen", name="tcp-server")
     server.wait_ready(lambda: "ready" in server.output(), PATIENCE, "listens")
-    lab.spawn(client, sys.executable, "-c", TCP, "connect", web.ipv4, name="tcp-client").wait_ok(60)
+    lab.spawn(client, sys.executable, "-c", CONNECTION, "connect", address_of(web, family), name="tcp-client").wait_ok(60)
     server.wait_ok(20)
 
 
@@ -143,24 +153,53 @@ def sent(agent: Agent) -> int:
     return sum(row["sent"] for row in rows(agent))
 
 
-def expect_same(lab: Lab, agent: Agent, at_monitor: Capture, tapped: list[Pod], at_pods: list[Capture], before: int = 0) -> None:
+def own_macs(lab: Lab) -> set[bytes]:
+    """The monitors'."""
+    return {bytes.fromhex(MONITOR_MAC.replace(":", "")), *(mac(pod) for pod in lab.pods.values() if pod.name == "monitor")}
+
+
+def copies_at(lab: Lab, at_monitor: Capture, family: int) -> Counter[bytes]:
+    """What is neither from nor to the monitor itself."""
+    own = own_macs(lab)
+    return Counter({frame: n for frame, n in unicast(at_monitor.frames(), family).items() if not own & {frame[:6], frame[6:12]}})
+
+
+def expect_all_delivered(lab: Lab, agent: Agent, at_monitor: Capture, family: int) -> None:
+    """As many copies are at the monitor as were sent; the failure tells both numbers."""
+    delivered = comes_true(lambda: copies_at(lab, at_monitor, family).total() == sent(agent), PATIENCE, every=0.2)
+    assert delivered, (copies_at(lab, at_monitor, family).total(), sent(agent), rows(agent))
+
+
+def expect_silent(lab: Lab, at_monitor: Capture) -> None:
+    """The monitor said nothing to anybody."""
+    own = own_macs(lab)
+    said = [packet_in(frame) for frame in at_monitor.frames() if frame[6:12] in own]
+    assert [packet for packet in said if packet is not None and not is_housekeeping(packet)] == []
+
+
+def expect_same(
+    lab: Lab,
+    agent: Agent,
+    at_monitor: Capture,
+    tapped: list[Pod],
+    at_pods: list[Capture],
+    before: int = 0,
+    family: int = 4,
+) -> None:
     """The monitor has what the pods have, byte for byte, and said nothing to anybody; the ledger closes."""
     wait_for(lambda: all(closes(row) for row in rows(agent)), PATIENCE, "the ledger closes")
-    own = {bytes.fromhex(MONITOR_MAC.replace(":", "")), *(mac(pod) for pod in lab.pods.values() if pod.name == "monitor")}
-
-    def foreign() -> Counter[bytes]:
-        return Counter({frame: n for frame, n in unicast_ipv4(at_monitor.frames()).items() if not own & {frame[:6], frame[6:12]}})
 
     def same() -> bool:
-        expected = expected_at_monitor(tapped, at_pods)
-        return sum(expected.values()) == sent(agent) - before and foreign() == expected
+        expected = expected_at_monitor(tapped, at_pods, family)
+        return sum(expected.values()) == sent(agent) - before and copies_at(lab, at_monitor, family) == expected
 
     try:
         wait_for(same, PATIENCE, "the monitor's capture equals the pods'", every=0.2)
     finally:
-        missing, extra = expected_at_monitor(tapped, at_pods) - foreign(), foreign() - expected_at_monitor(tapped, at_pods)
+        expected, found = expected_at_monitor(tapped, at_pods, family), copies_at(lab, at_monitor, family)
+        missing, extra = expected - found, found - expected
         assert not missing and not extra, (len(missing), len(extra), [f.hex() for f in [*missing, *extra][:4]], rows(agent))
-    assert [frame for frame in unicast_ipv4(at_monitor.frames()) if frame[6:12] in own] == []
+    expect_silent(lab, at_monitor)
 
 
 @pytest.fixture
@@ -170,30 +209,187 @@ def started(lab: Lab) -> Iterator[Lab]:
     yield lab
 
 
-SWITCH, PLAIN = LabOptions(), LabOptions(datapath=PLAIN_BRIDGE)
-BACKENDS = [(SWITCH, "OVSMirror"), (SWITCH, "OVSGroup"), (SWITCH, "EBPF"), (PLAIN, "EBPF")]
+SWITCH, TSO, PLAIN = LabOptions(), LabOptions(userspace_tso=True), LabOptions(datapath=PLAIN_BRIDGE)
+BACKENDS = [
+    (SWITCH, "OVSMirror", 4),
+    (SWITCH, "OVSMirror", 6),
+    (SWITCH, "OVSGroup", 4),
+    (SWITCH, "EBPF", 4),
+    (PLAIN, "EBPF", 4),
+]
+
+
+def without_offloads(lab: Lab, *pods: Pod) -> None:
+    """So that captures in them show packets as they are on the wire."""
+    for pod in pods:
+        lab.run(pod, "ethtool", "-K", "eth0", "tx", "off")
 
 
 @pytest.mark.parametrize(
-    ("lab", "backend"), BACKENDS, indirect=["lab"], ids=[f"{options.datapath} {name}" for options, name in BACKENDS]
+    ("lab", "backend", "family"),
+    BACKENDS,
+    indirect=["lab"],
+    ids=[f"{options.datapath} {name} IPv{family}" for options, name, family in BACKENDS],
 )
-def test_a_monitor_among_the_nodes_own_pods_sees_what_the_pods_see(started: Lab, backend: str) -> None:
+def test_a_monitor_among_the_nodes_own_pods_sees_what_the_pods_see(started: Lab, backend: str, family: int) -> None:
     """Wildcard destinations: two tapped pods, each talking to others, and between themselves."""
     lab = started
     web, other = (lab.add_pod(name, namespace="shop", labels={"app": "web"}) for name in ("web-0", "web-1"))
     client, monitor = lab.add_pod("client", namespace="shop"), lab.add_pod("monitor", namespace="soc")
-    for pod in (web, other, client):  # so that captures in them show packets as they are on the wire
-        lab.run(pod, "ethtool", "-K", "eth0", "tx", "off")
+    without_offloads(lab, web, other, client)
     agent = lab.start_agent()
-    write_destination(lab, address=monitor.ipv4)
+    write_destination(lab, address=address_of(monitor, family))
     write_tap(lab, backend=backend)
     wait_for(lambda: programmed(agent), PATIENCE, "the tap is programmed")
     at_monitor, at_pods = capture(lab, monitor, "monitor"), [capture(lab, pod, pod.name) for pod in (web, other)]
-    talk(lab, web, client)
-    talk(lab, other, web)
-    expect_same(lab, agent, at_monitor, [web, other], at_pods)
-    unsent = {reason for row in rows(agent) for reason in row["dropped"]}
-    assert unsent <= {"notRewritable"}  # the pods' ARP and neighbour discovery
+    talk(lab, web, client, family)
+    talk(lab, other, web, family)
+    expect_same(lab, agent, at_monitor, [web, other], at_pods, family=family)
+    assert reasons(agent) <= {"notRewritable"}  # the pods' ARP and neighbour discovery
+
+
+def reasons(agent: Agent) -> set[str]:
+    """Why copies were not sent."""
+    return {reason for row in rows(agent) for reason in row["dropped"]}
+
+
+OFFLOADED = [(PLAIN, "EBPF", 4), (PLAIN, "EBPF", 6), (TSO, "OVSMirror", 4)]
+
+
+@pytest.mark.parametrize(
+    ("lab", "backend", "family"),
+    OFFLOADED,
+    indirect=["lab"],
+    ids=[f"{'tso' if options.userspace_tso else options.datapath} {name} IPv{family}" for options, name, family in OFFLOADED],
+)
+def test_what_pods_leave_to_offloads_is_whole_and_right_at_the_monitor(started: Lab, backend: str, family: int) -> None:
+    """Super-packets and partial checksums, which pods have unless somebody switches them off."""
+    lab = started
+    web = lab.add_pod("web-0", namespace="shop", labels={"app": "web"})
+    client, monitor = lab.add_pod("client", namespace="shop"), lab.add_pod("monitor", namespace="soc")
+    segmented = super_packets(lab, web, client)
+    agent = lab.start_agent()
+    write_destination(lab, address=address_of(monitor, family))
+    write_tap(lab, backend=backend)
+    wait_for(lambda: programmed(agent), PATIENCE, "the tap is programmed")
+    at_monitor, at_web = capture(lab, monitor, "monitor"), capture(lab, web, "web")
+    program = str(Path(offloaded_talk.__file__))
+    listener = lab.spawn(web, sys.executable, program, offloaded_talk.LISTENER, name="listener")
+    listener.wait_ready(lambda: "ready" in listener.output(), PATIENCE, "listens")
+    lab.spawn(client, sys.executable, program, offloaded_talk.CALLER, address_of(web, family), name="caller").wait_ok(60)
+    listener.wait_ok(20)
+
+    wait_for(lambda: all(closes(row) for row in rows(agent)), PATIENCE, "the ledger closes")
+    expect_all_delivered(lab, agent, at_monitor, family)
+    assert reasons(agent) <= {"notRewritable"}
+    expect_silent(lab, at_monitor)
+    sides = {offloaded_talk.LISTENER: web, offloaded_talk.CALLER: client}
+    pairs = [mac(web) + mac(client), mac(client) + mac(web)]
+    for ends in pairs:
+        expect_offloaded([frame for frame in at_web.frames() if frame[:12] == ends], segmented)
+    copies = list(copies_at(lab, at_monitor, family).elements())
+    assert 1500 < max(map(len, copies)) <= 1514  # Open vSwitch says itself how super-packets are to be cut: to 1,512
+    assert {frame[:12] for frame in copies} == set(pairs)
+    packets = [packet_in(frame) for frame in copies]
+    assert [frame.hex() for frame, one in zip(copies, packets, strict=True) if one is None or not is_right(one)][:4] == []
+    expect_all_said([one for one in packets if one is not None], {side: address_of(pod, family) for side, pod in sides.items()})
+
+
+def is_right(packet: Packet) -> bool:
+    return packet.is_exact and packet.checksum_is_right
+
+
+def super_packets(lab: Lab, *pods: Pod) -> frozenset[int]:
+    """The protocols of which the pods leave super-packets to the switch.
+
+    Open vSwitch in user space takes those of TCP only, with a tap and without: of UDP pods have to cut their own there.
+    """
+    if not lab.options.userspace_tso:
+        return frozenset({TCP, UDP})
+    for pod in pods:
+        lab.run(pod, "ethtool", "-K", "eth0", "tx-udp-segmentation", "off")
+    return frozenset({TCP})
+
+
+def expect_offloaded(frames: list[bytes], segmented: frozenset[int]) -> None:
+    """The pods' kernels left something to do: else nothing was tried."""
+    packets = [(len(frame), packet) for frame in frames if (packet := packet_in(frame)) is not None]
+    assert {packet.protocol for length, packet in packets if length > 2 * 1514} == segmented
+    small = [packet for length, packet in packets if length <= 1514]
+    assert all(any(one.protocol == of and not one.checksum_is_right for one in small) for of in (TCP, UDP))
+
+
+def expect_all_said(packets: list[Packet], addresses: Mapping[str, str]) -> None:
+    """By side of the talk: all that it said is there, the datagrams once each."""
+    for side, source in addresses.items():
+        (destination,) = set(addresses.values()) - {source}
+        assert tcp_stream(packets, source, destination) == b"".join(offloaded_talk.chunks(side))
+        assert datagrams(packets, source, destination) == Counter(offloaded_talk.all_datagrams(side))
+
+
+FIRST, LAST = 5300, 5309
+"""The ports that a policy names."""
+
+
+@pytest.mark.parametrize(
+    ("lab", "backend", "direction", "family"),
+    [(SWITCH, "OVSGroup", "Egress", 4), (PLAIN, "EBPF", "Ingress", 6)],
+    indirect=["lab"],
+    ids=["netdev OVSGroup Egress IPv4", "bridge EBPF Ingress IPv6"],
+)
+def test_a_policy_of_addresses_and_ports_sends_what_it_names_and_counts_the_rest(
+    started: Lab, backend: str, direction: str, family: int
+) -> None:
+    """The fields that docs/rewrite.md lists: pod and direction stand for in_port and MAC addresses, the filter for the others."""
+    lab = started
+    web = lab.add_pod("web-0", namespace="shop", labels={"app": "web"})
+    client, stranger = (lab.add_pod(name, namespace="shop") for name in ("client", "stranger"))
+    monitor = lab.add_pod("monitor", namespace="soc")
+    without_offloads(lab, web, client, stranger)
+    agent = lab.start_agent()
+    write_destination(lab, address=address_of(monitor, family))
+    peer = {"cidr": f"{address_of(client, family)}/{32 if family == 4 else 128}"}
+    ports = {"peerPorts" if direction == "Egress" else "podPorts": [{"port": FIRST, "endPort": LAST}]}
+    rule = {"action": "Include", "peer": peer, "protocol": "UDP", **ports}
+    write_tap(lab, backend=backend, direction=direction, filter={"defaultAction": "Exclude", "rules": [rule]})
+    wait_for(lambda: programmed(agent), PATIENCE, "the tap is programmed")
+    at_monitor, at_web = capture(lab, monitor, "monitor"), capture(lab, web, "web")
+    (before,) = rows(agent)
+
+    def send(peer_pod: Pod, port: int, count: int, *, tapped: bool = True) -> None:
+        """In the tapped direction, or the other."""
+        ends = (web, peer_pod) if tapped == (direction == "Egress") else (peer_pod, web)
+        assert len(start_exchange(lab, *ends, family=family, port=port, count=count).finish().sent) == count
+
+    send(client, FIRST, 30)
+    send(client, LAST, 20)
+    send(client, LAST + 1, 40)
+    send(stranger, FIRST, 50)
+    send(client, FIRST + 1, 60, tapped=False)
+
+    def expected() -> Counter[bytes]:
+        ends = (web, client) if direction == "Egress" else (client, web)
+        return Counter(frame for frame in at_web.frames() if named(frame, *ends, family))
+
+    def complete() -> bool:
+        return copies_at(lab, at_monitor, family).total() >= 50 and expected().total() >= 50
+
+    wait_for(lambda: closes(rows(agent)[0]) and rows(agent)[0]["seen"] >= before["seen"] + 140, PATIENCE, "all is counted")
+    wait_for(complete, PATIENCE, "what the policy names is at the monitor", every=0.2)
+    (after,) = rows(agent)
+    assert copies_at(lab, at_monitor, family) == expected() and expected().total() == 50
+    assert (after["sent"] - before["sent"], after["dropped"]) == (50, {})
+    assert after["excluded"] - before["excluded"] >= 90
+    expect_silent(lab, at_monitor)
+
+
+def named(frame: bytes, source: Pod, destination: Pod, family: int) -> bool:
+    """Whether the policy means this packet."""
+    packet = packet_in(frame)
+    if packet is None or packet.protocol != UDP or not FIRST <= packet.ports[1] <= LAST:
+        return False
+    ends = (address_of(source, family), address_of(destination, family))
+    return (packet.source, packet.destination) == ends and frame[:12] == mac(destination) + mac(source)
 
 
 def edge_program(lab: Lab, pod: Pod) -> int:

@@ -20,6 +20,7 @@ def use_unpacked_switch() -> None:
     """Take the Open vSwitch that scripts/setup unpacked, if it had to, unless OVS_PREFIX names another."""
     if (CHECKOUT / ".cache/ovs/complete").exists():
         os.environ.setdefault("OVS_PREFIX", str(CHECKOUT / ".cache/ovs"))
+    switch.put_programs_on_path()
 
 
 def why_no_lab() -> str | None:

@@ -42,6 +42,17 @@ def find_program(name: str) -> str:
     return found
 
 
+def put_programs_on_path() -> None:
+    """Programs that are given no path, such as the agent's ovs-ofctl, are found where `OVS_PREFIX` has them, too."""
+    prefix = _prefix()
+    if prefix == Path("/"):
+        return
+    on_path = os.environ.get("PATH", os.defpath).split(":")
+    missing = [str(prefix / folder) for folder in _PACKAGE_FOLDERS if str(prefix / folder) not in on_path]
+    os.environ["PATH"] = ":".join([*missing, *on_path])
+    os.environ["LD_LIBRARY_PATH"] = _library_path(prefix)
+
+
 def is_installed() -> bool:
     """Whether every program that `Switch` needs is there."""
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,8 +14,8 @@ from tests.contract import captured, traffic
 from tests.contract.captured import Stored
 from tests.contract.columns import Column
 from tests.contract.traffic import InPod
+from tests.dataplane.attached import tcx_programs
 from tests.dataplane.site import PATIENCE, Site, Summary, expect_each_once
-from vtap_agent.drivers import libbpf
 from vtap_api import ledger
 from vtap_lab.daemons import joint_ledger
 from vtap_lab.datagrams import Datagram
@@ -145,7 +144,7 @@ def expect_originals(exchange: Exchange) -> None:
 def snapshot(lab: Lab) -> frozenset[str]:
     """Devices, programs, and the switch's ports, mirrors, flows and groups of a lab's node."""
     lines = lab.run(lab.node, "sh", "-c", _SNAPSHOT).splitlines()
-    InPod(lab.node, lambda: lines.extend(_tcx())).join()
+    InPod(lab.node, lambda: lines.extend(tcx_programs())).join()
     if lab.has_switch:
         lines += [f"port {name}" for name in lab.switch.vsctl("list-ports", BRIDGE).split()]
         lines += [f"mirror {name}" for name in lab.switch.vsctl("--bare", "--columns=name", "list", "Mirror").split()]
@@ -154,13 +153,6 @@ def snapshot(lab: Lab) -> frozenset[str]:
         groups = lab.switch.ofctl("-O", "OpenFlow13", "dump-groups", BRIDGE).splitlines()
         lines += [f"group {line.strip()}" for line in groups if "group_id" in line]
     return frozenset(line for line in lines if line.strip())
-
-
-def _tcx() -> list[str]:
-    """How many programs hang at tcx of the calling thread's devices, which `tc` does not show."""
-    hooks = [(index, name, egress) for index, name in socket.if_nameindex() for egress in (False, True)]
-    counts = [(name, egress, len(libbpf.tcx_programs(index, egress=egress))) for index, name, egress in hooks]
-    return [f"tcx {name} {'egress' if egress else 'ingress'} {count}" for name, egress, count in counts if count]
 
 
 def _pod(lab: Lab, name: str, app: str = "", **options: Any) -> Pod:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.contract.traffic import InPod
+from tests.dataplane.attached import programs_at
 from tests.dataplane.scenes import a_recreated_pod_is_tapped_again, each_datagram_is_stored_once_a_tap_point
 from tests.dataplane.site import Site, expect_each_once, expect_none, point
 from vtap_agent.lease import LEASE
@@ -17,7 +19,7 @@ from vtap_lab.capture import fields
 from vtap_lab.datagrams import Datagram
 from vtap_lab.errors import wait_for
 from vtap_lab.exchange import Exchange, start_exchange
-from vtap_lab.lab import PLAIN_BRIDGE, Lab, LabOptions
+from vtap_lab.lab import PLAIN_BRIDGE, Lab, LabOptions, Pod
 
 pytestmark = pytest.mark.slow
 
@@ -116,6 +118,13 @@ def missing(found: Mapping[tuple[str, Datagram], int], exchange: Exchange, name:
     return sorted(datagram.sequence for datagram, count in counts.items() if not count)
 
 
+def hooked(lab: Lab, pod: Pod) -> list[str]:
+    """The programs at the node's end of a pod's device."""
+    found: list[str] = []
+    InPod(lab.node, lambda: found.extend(programs_at(pod.host_name))).join()
+    return found
+
+
 @pytest.mark.parametrize("shared_lab", [LabOptions(datapath=PLAIN_BRIDGE)], indirect=True)
 def test_an_agent_that_is_killed_leaves_no_gap_and_cleanup_leaves_no_trace(site: Site) -> None:
     web, client = site.pod("web"), site.pod("client")
@@ -136,13 +145,13 @@ def test_an_agent_that_is_killed_leaves_no_gap_and_cleanup_leaves_no_trace(site:
     assert not lost or away > LEASE, "copies go on as long as the lease lasts"
     site.agent.kill()
     lab = site.lab
+    assert hooked(lab, web)
     agent = str(Path(sys.executable).with_name("vtap-agent"))
     places = [f"--run-dir={lab.run_dir}", f"--state-dir={lab.state_dir}", f"--ovsdb={lab.switch.db_remote}", "--node=node-a"]
     lab.run(lab.node, agent, "--cleanup", *places)
     devices = lab.run(lab.node, "ip", "-d", "link", "show")
     assert "vtap.dev" not in devices
-    hooks = lab.run(lab.node, "bpftool", "net", "show")
-    assert not [line for line in hooks.splitlines() if web.host_name in line]
+    assert hooked(lab, web) == []
     again = start_exchange(lab, web, client, count=50).finish()
     assert len(again.received[str(client)]) == 50
     site.start_agent()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.dataplane.attached import programs_at
 from tests.dataplane.cut_copies import CUTTINGS, told
 from tests.dataplane.handing_over import handing_over
 from tests.dataplane.hooked_node import MACS, PEER, POD, TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC, Beside, HookedNode
@@ -566,6 +567,7 @@ def test_afterwards_there_is_no_trace(node: HookedNode) -> None:
     node.pipeline.hooks.remove_all()
     for name in (POD, PEER):
         assert not _qdisc(name)
-    told = subprocess.run(["bpftool", "net", "show"], check=True, capture_output=True, text=True).stdout
-    assert "watch_" not in told and POD not in told
+        assert programs_at(name) == []
+    everywhere = [line for _, name in socket.if_nameindex() for line in programs_at(name)]
+    assert everywhere and not [line for line in everywhere if "watch_" in line]
     assert links.find(POD) is not None

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import struct
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ import pytest
 import yaml
 
 from tests.dataplane import offloaded_talk
+from tests.dataplane.attached import program_name
 from tests.dataplane.packets import TCP, UDP, Packet, datagrams, is_housekeeping, packet_in, tcp_stream
 from vtap_agent.drivers import libbpf
 from vtap_lab.daemons import Agent
@@ -405,14 +405,7 @@ def edge_program(lab: Lab, pod: Pod) -> int:
     return link.program_id if link.ifindex == device["ifindex"] else 0
 
 
-def runs(program: int) -> bool:
-    found = subprocess.run(["bpftool", "prog", "show", "id", str(program)], capture_output=True, text=True, check=False)
-    return "name recover" in found.stdout
-
-
 def test_an_edge_outlives_a_killed_agent_and_nothing_outlives_cleanup(started: Lab) -> None:
-    if not shutil.which("bpftool"):
-        pytest.skip("needs bpftool")
     lab = started
     web = lab.add_pod("web-0", namespace="shop", labels={"app": "web"})
     client, monitor = lab.add_pod("client", namespace="shop"), lab.add_pod("monitor", namespace="soc")
@@ -423,7 +416,7 @@ def test_an_edge_outlives_a_killed_agent_and_nothing_outlives_cleanup(started: L
     program = edge_program(lab, monitor)
     if not program and tuple(map(int, os.uname().release.split(".")[:2])) < (6, 6):
         pytest.skip("before Linux 6.6 there is no tcx, and so no link by which to know the program")
-    assert runs(program)
+    assert program_name(program) == "recover"
     agent.kill()
     assert edge_program(lab, monitor) == program
     agent = lab.start_agent()
@@ -439,7 +432,7 @@ def test_an_edge_outlives_a_killed_agent_and_nothing_outlives_cleanup(started: L
     arguments = [f"--run-dir={lab.run_dir}", f"--state-dir={lab.state_dir}", f"--ovsdb={lab.switch.db_remote}"]
     lab.spawn(lab.node, *cleanup, *arguments, name="cleanup", env=lab.switch.environment).wait_ok(PATIENCE)
     assert edge_program(lab, monitor) == 0
-    wait_for(lambda: not runs(program), PATIENCE, "the edge's program is gone")
+    wait_for(lambda: program_name(program) is None, PATIENCE, "the edge's program is gone")
 
 
 def test_what_cannot_be_is_said(started: Lab) -> None:

@@ -27,7 +27,7 @@ demo: ## See it work: a tap on real Open vSwitch, in network namespaces of its o
 	@exec $(PYTHON) -m vtap_lab.demo $(if $(filter-out 0 no,$(KEEP)),--keep) $(if $(BACKEND),--backend=$(BACKEND))
 
 .PHONY: test
-test: ## Run the tests, eleven minutes on two cores (PYTEST_ARGS="-k lab" runs some of them)
+test: ## Run the tests, some 17 minutes on two cores (PYTEST_ARGS="-k lab" runs some of them)
 	@scripts/setup test
 	@$(PYTHON) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile $(PYTEST_ARGS)
 

@@ -76,7 +76,7 @@ def readme(chart: Mapping[str, Any], values: str) -> str:
 ```sh
 kubectl create namespace vtap-system
 kubectl label namespace vtap-system pod-security.kubernetes.io/enforce=privileged
-helm install vtap charts/vtap --namespace vtap-system
+helm install vtap charts/vtap --namespace vtap-system --set image.registry=REGISTRY      # images: docs/install.md
 helm test vtap --namespace vtap-system
 ```
 

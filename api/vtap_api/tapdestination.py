@@ -71,7 +71,7 @@ class CollectorControl(Model):
     )
 
     url: Annotated[str, HttpUrl] | None = None
-    """The collector's `--listen` address, such as `http://10.0.9.2:8080`; needs `tokenFile`."""
+    """The collector's `--listen` address, such as `http://10.0.9.2:9471`; needs `tokenFile`."""
     unix_socket: Annotated[str, AbsolutePath] | None = None
     """Path of the collector's Unix socket on this machine, such as `/run/vtap/collector.sock`."""
     token_file: Annotated[str, AbsolutePath] | None = None

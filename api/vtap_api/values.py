@@ -110,7 +110,7 @@ AbsolutePath = Text(255, "an absolute path", "/run/vtap/collector.sock", r"/[^\x
 HttpUrl = Text(
     512,
     "an http or https URL without a path",
-    "http://10.0.9.2:8080",
+    "http://10.0.9.2:9471",
     r"https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?/?",
 )
 

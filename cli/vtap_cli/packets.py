@@ -39,6 +39,8 @@ COLUMNS = (
 EMPTY_PCAPNG = bytes.fromhex("0a0d0d0a 1c000000 4d3c2b1a 0100 0000 ffffffffffffffff 1c000000")
 """A section header block and nothing else: what a display filter is tried on."""
 STANDARD_OUTPUT = Path("-")
+FIRST_CHUNK_TIMEOUT = 1.0
+"""Seconds that an interrupt waits for the first of a stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +188,7 @@ class _Feeder(threading.Thread):
     def __init__(self, chunks: Iterable[bytes], tshark: IO[bytes]) -> None:
         super().__init__(name="feed tshark", daemon=True)  # it may wait for packets that never come
         self._chunks, self._tshark = chunks, tshark
+        self._has_begun = threading.Event()
         self.error: CliError | None = None
 
     def run(self) -> None:
@@ -195,10 +198,17 @@ class _Feeder(threading.Thread):
                     left = memoryview(chunk)
                     while left:
                         left = left[self._tshark.write(left) :]
+                    self._has_begun.set()
         except CliError as error:
             self.error = error
         finally:
+            self._has_begun.set()
             self.stop()
+
+    def interrupt(self) -> None:
+        """Let what has come already be written out."""
+        self._has_begun.wait(FIRST_CHUNK_TIMEOUT)
+        self.stop()
 
     def stop(self) -> None:
         """tshark then writes out what it holds, and ends."""
@@ -241,7 +251,7 @@ def _interrupt_ends(feeder: _Feeder) -> Iterator[None]:
 
     def end(_number: int, _frame: object) -> None:
         signal.signal(signal.SIGINT, before)
-        feeder.stop()
+        feeder.interrupt()
 
     before = signal.signal(signal.SIGINT, end)
     try:

@@ -49,6 +49,8 @@ def put_programs_on_path() -> None:
         return
     on_path = os.environ.get("PATH", os.defpath).split(":")
     missing = [str(prefix / folder) for folder in _PACKAGE_FOLDERS if str(prefix / folder) not in on_path]
+    if not missing:
+        return
     os.environ["PATH"] = ":".join([*missing, *on_path])
     os.environ["LD_LIBRARY_PATH"] = _library_path(prefix)
 

@@ -159,11 +159,11 @@ class Contract:
         rate, burst = 8000, 524288
         limit = {"bitsPerSecond": rate, "burst": burst}
         scene.tap("tap", direction="Egress", filter=_include({"protocol": "UDP"}), rateLimit=limit)
-        exchange = talk(scene.web, scene.client, count=200, size=1000)
+        exchange = talk(scene.web, scene.client, count=90, size=1000)
         expect_originals(exchange)
         summary, packets = scene.closes("tap"), scene.packets("tap")
         assert set(captured.numbered(packets).values()) == {1} and len(packets) == summary["stored"]
-        assert summary["stored"] + summary["limited"] == len(exchange.sent)
+        assert summary["stored"] + summary["limited"] == len(exchange.sent) and summary["limited"] > 0
         assert summary["lost"] == summary["dropped"] == summary["unsampled"] == 0
         moments = [packet.time_ns for packet in packets]
         gained = rate * (max(moments) - min(moments)) / 1e9
@@ -348,15 +348,16 @@ class Contract:
         scene.judge("tap", back, point(scene.web, "ingress"))
 
     def test_fragments(self, scene: Scene) -> None:
+        """Ninety at a time, as many as the packet socket of a switch in user space holds while the switch waits for a CPU."""
         if scene.column.datapath == DPDK and not any(talk(scene.web, scene.client, size=4000, count=5).received.values()):
             pytest.skip(NO_FRAGMENTS)
         scene.tap("tap")
-        out, back = talk(scene.web, scene.client, size=4000, count=40), talk(scene.client, scene.web, size=4000, count=40)
+        out, back = talk(scene.web, scene.client, size=4000, count=30), talk(scene.client, scene.web, size=4000, count=30)
         scene.judge("tap", out, point(scene.web, "egress"))
         scene.judge("tap", back, point(scene.web, "ingress"))
         found = captured.fragments(scene.packets("tap"))
         assert set(found.values()) == {1} and Counter(at for at, _, _ in found) == Counter(
-            {point(scene.web, "egress"): 120, point(scene.web, "ingress"): 120}
+            {point(scene.web, "egress"): 90, point(scene.web, "ingress"): 90}
         )
 
     def test_broadcast(self, scene: Scene) -> None:

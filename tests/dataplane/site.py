@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from vtap_agent.lease import LEASE
 from vtap_lab import capture
 from vtap_lab.daemons import Agent, Collector
 from vtap_lab.datagrams import Datagram
@@ -181,6 +182,17 @@ def expect_each_once(found: Mapping[tuple[str, Datagram], int], exchange: Exchan
     for name in points:
         wrong = [datagram for datagram in exchange.sent if found.get((name, datagram), 0) != 1]
         assert not wrong, f"{name}: {len(wrong)} of {len(exchange.sent)} not exactly once, first {wrong[:3]}"
+
+
+def expect_none_missing_within_the_lease(
+    found: Mapping[tuple[str, Datagram], int], exchange: Exchange, name: str, dropped: int, away: float
+) -> None:
+    """Copies went on for as long as the lease lasts; where the agent was away for longer, what is missing is counted."""
+    counts = [found.get((name, datagram), 0) for datagram in exchange.sent]
+    assert max(counts) == 1, f"{name}: some are there twice"
+    missing = counts.count(0)
+    assert missing <= dropped, f"{name}: {missing} of {len(counts)} are missing, and {dropped} counted"
+    assert not missing or away > LEASE, f"{name}: {missing} are missing, though the agent was away for {away:.1f} s only"
 
 
 def expect_none(found: Mapping[tuple[str, Datagram], int], exchange: Exchange, *points: str) -> None:

@@ -583,11 +583,13 @@ def test_files_rotate_are_listed_joined_and_retained(tmp_path: Path) -> None:
 
 
 def bytes_in(collector: CollectorProcess) -> int:
-    total = 0
-    for file in collector.store.glob("*/*/*.pcapng"):
+    """Of all its files at once: a sum during which some came or went is none."""
+    while True:
+        files = sorted(collector.store.glob("*/*/*.pcapng"))
         with contextlib.suppress(FileNotFoundError):
-            total += file.stat().st_size
-    return total
+            total = sum(file.stat().st_size for file in files)
+            if files == sorted(collector.store.glob("*/*/*.pcapng")):
+                return total
 
 
 @pytest.mark.parametrize("taps", [1, 12])

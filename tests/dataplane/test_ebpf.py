@@ -70,7 +70,12 @@ def test_a_pair_of_tapped_pods_shows_a_packet_at_both_ends_and_a_broadcast_at_ev
         expect_none(found, seen, point(one, "ingress"))
 
 
-SEND = "import socket,sys;socket.create_connection((sys.argv[1],5300)).sendall(bytes(range(256))*int(sys.argv[2]))"
+SO_MAX_PACING_RATE, RATE = 47, 20_000_000
+"""Bytes a second: super-packets still, but no more of them at a time than a CPU's backlog has room for."""
+SEND = (
+    "import socket,sys;s=socket.create_connection((sys.argv[1],5300));"
+    f"s.setsockopt(socket.SOL_SOCKET,{SO_MAX_PACING_RATE},{RATE});s.sendall(bytes(range(256))*int(sys.argv[2]))"
+)
 RECEIVE = (
     "import hashlib,socket;l=socket.create_server(('',5300));print('ready',flush=True);c,_=l.accept();h=hashlib.sha256();n=0\n"
     "while d:=c.recv(1<<20): h.update(d);n+=len(d)\n"

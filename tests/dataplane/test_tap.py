@@ -80,8 +80,8 @@ def test_an_access_vlan_is_seen_as_the_pod_sees_it(site: Site) -> None:
 def test_a_filter_written_while_traffic_runs_lets_nothing_slip(site: Site) -> None:
     web, client = site.pod("web"), site.pod("client")
     site.tap("web", direction="Egress")
-    wanted = start_exchange(site.lab, web, client, count=0, rate=1000 / PATIENCE)
-    unwanted = start_exchange(site.lab, web, client, count=0, rate=1000 / PATIENCE)
+    wanted = start_exchange(site.lab, web, client, count=0, rate=250 / PATIENCE)
+    unwanted = start_exchange(site.lab, web, client, count=0, rate=250 / PATIENCE)
     wait_for(lambda: unwanted.sent_so_far() > 200, 10, "traffic flows")
     rule = {"action": "Exclude", "protocol": "UDP", "peerPorts": [{"port": unwanted.port}]}
     site.tap("web", direction="Egress", filter={"defaultAction": "Include", "rules": [rule]})

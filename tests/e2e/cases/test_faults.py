@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import pytest
 
 from tests.e2e.cases.faults import Fared, suffer
 from tests.e2e.cases.installation import NAMESPACE, Installation
-from tests.e2e.cases.scene import Scene, expect_each_once, point
+from tests.e2e.cases.scene import Scene, expect_each_once, expect_none_missing_within_the_lease, point
 from tests.e2e.cluster.commands import ClusterError
 from tests.e2e.cluster.kubectl import Resource
 from tests.e2e.cluster.nodes import Node
@@ -48,18 +49,36 @@ def fares(stage: Stage, fault: Callable[[], None]) -> Fared:
     return fared
 
 
+class Away:
+    """For how long, in seconds, an agent can have been away at most."""
+
+    def __enter__(self) -> None:
+        self._since = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds = time.monotonic() - self._since
+
+
+def expect_no_gap(stage: Stage, fared: Fared, away: Away) -> None:
+    summary = stage.scene.closes("web")
+    assert summary["lost"] == 0
+    stored, sent = stage.scene.stored("web"), fared.tapped.exchanged.sent
+    expect_none_missing_within_the_lease(stored, sent, point(stage.web, "egress"), summary["dropped"], away.seconds)
+
+
 def test_agent_killed_leaves_no_gap_in_the_copies(stage: Stage) -> None:
     node = stage.web.node.name
     pod = stage.product.pod_of("agent", node)
 
+    away = Away()
+
     def fault() -> None:
-        stage.product.kill(pod, "vtap-agent")
-        restarted(stage.product, pod)
+        with away:
+            stage.product.kill(pod, "vtap-agent")
+            restarted(stage.product, pod)
 
     fared = fares(stage, fault)
-    summary = stage.scene.closes("web")
-    assert summary["lost"] == 0
-    expect_each_once(stage.scene.stored("web"), fared.tapped.exchanged.sent, point(stage.web, "egress"))
+    expect_no_gap(stage, fared, away)
 
 
 def test_operator_killed_matters_to_nobody(stage: Stage) -> None:
@@ -140,6 +159,7 @@ def test_api_server_away_stops_no_copy(stage: Stage) -> None:
     [leader] = [node for node in stage.product.cluster.nodes if node not in stage.product.cluster.workers]
     manifest, aside = "/etc/kubernetes/manifests/kube-apiserver.yaml", "/etc/kubernetes/kube-apiserver.yaml"
     agent = stage.product.pod_of("agent", stage.web.node.name)
+    away = Away()
 
     def answers() -> bool:
         try:
@@ -153,17 +173,16 @@ def test_api_server_away_stops_no_copy(stage: Stage) -> None:
         leader.run("sh", "-c", f"mv {manifest} {aside} && kill -9 $(pidof kube-apiserver)")
         try:
             wait_for(lambda: not answers(), 90, "the API server goes away", every=0.5)
-            stage.product.kill(agent, "vtap-agent")
-            wait_for(lambda: agent_is_ready(stage.web.node), 60, "the agent works without the API server", every=0.5)
+            with away:
+                stage.product.kill(agent, "vtap-agent")
+                wait_for(lambda: agent_is_ready(stage.web.node), 60, "the agent works without the API server", every=0.5)
         finally:
             leader.run("mv", aside, manifest)
         wait_for(answers, 180, "the API server comes back", every=1)
 
     fared = fares(stage, fault)
     stage.scene.delivers("web", pods=1)
-    summary = stage.scene.closes("web")
-    assert summary["lost"] == 0
-    expect_each_once(stage.scene.stored("web"), fared.tapped.exchanged.sent, point(stage.web, "egress"))
+    expect_no_gap(stage, fared, away)
     stage.product.is_ready()
 
 

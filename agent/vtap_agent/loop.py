@@ -25,7 +25,8 @@ from vtap_agent.inventory import Observer
 from vtap_agent.lease import Lease
 from vtap_agent.pipeline import Pipeline, PipelineStep
 from vtap_agent.plan.assembly import Announced, Plan, assemble
-from vtap_agent.plan.dataplane import Backend, DataPlane, Feed, Group, NodeCounters
+from vtap_agent.plan.auto import Leanings, Unavailable, unavailable
+from vtap_agent.plan.dataplane import Backend, DataPlane, Feed, NodeCounters
 from vtap_agent.plan.inventory_model import Inventory
 from vtap_agent.plan.mirror_health import EVIDENCE
 from vtap_agent.plan.moves import with_old_feeds
@@ -167,10 +168,10 @@ class _Planned:
     slots: SlotTable
     confirmed: Announced
     withheld: Mapping[str, Withheld]
-    auto_groups: frozenset[Feed]
-    """Where `Auto` would have flows copy."""
-    ungrouped: Mapping[Feed, str]
-    """Those of them where it can't, and why."""
+    leanings: Leanings
+    """Where `Auto` would have Open vSwitch copy, and how."""
+    unavailable: Unavailable
+    """What of it can't be had, and why."""
     selection: Selection
     """With what `Auto` takes there instead."""
     unrefused: Plan
@@ -200,7 +201,7 @@ class Loop:
         self._inventory: Inventory | None = None
         self._last_seen: Inventory | None = None
         self._planned: _Planned | None = None
-        self._ungrouped: Mapping[Feed, str] = {}
+        self._unavailable = Unavailable()
         self._strays: Mapping[Feed, int] = {}
         self._reported: tuple[Row, ...] | None = None
         self._said: tuple[Observations, tuple[TapVerdict, ...]] | None = None
@@ -384,33 +385,30 @@ class Loop:
             and known.confirmed == accounts.confirmed
             and known.withheld == self._withheld(known.selection)
             and known.inventory == inventory
-            and known.ungrouped == self._ungroupable(known.auto_groups, inventory)
+            and known.unavailable == self._unavailable_to_auto(known.leanings, inventory)
         )
 
     def _planned_anew(self, desired: Desired, inventory: Inventory) -> _Planned:
         accounts = self._parts.accounts
         preferred = select(desired, inventory)
-        auto_groups = preferred.auto_groups
-        ungrouped = self._ungroupable(auto_groups, inventory)
-        selection = preferred.without(ungrouped)
+        leanings = preferred.leanings
+        unavailable = self._unavailable_to_auto(leanings, inventory)
+        selection = preferred.without(unavailable)
         for failure in selection.failures:
             log.error("tap %s cannot be planned", failure.tap, exc_info=failure.error)
             self.metrics.failures.labels("plan").inc()
         accounts.admit(candidate.stream for candidate in selection.candidates)
         kept_back = self._withheld(selection)
         plan = self._assemble(selection, inventory, kept_back)
-        made_of = (desired, inventory, accounts.slots, accounts.confirmed, kept_back, auto_groups, ungrouped)
+        made_of = (desired, inventory, accounts.slots, accounts.confirmed, kept_back, leanings, unavailable)
         return _Planned(*made_of, selection, plan, ({}, {}), plan)
 
-    def _ungroupable(self, feeds: frozenset[Feed], inventory: Inventory) -> Mapping[Feed, str]:
-        """Which of the feeds that `Auto` would take can't be had, and why; as seen last while Open vSwitch does not answer.
-
-        Asked of what it would take rather than of what is there, the answer changes with the bridge alone, not with itself.
-        """
+    def _unavailable_to_auto(self, leanings: Leanings, inventory: Inventory) -> Unavailable:
+        """What `Auto` would take and can't have; as seen last while Open vSwitch does not answer."""
         if inventory.switch.reachable:
-            asked = DataPlane(groups={feed: Group(feed, ()) for feed in feeds})
-            self._ungrouped = self._refused_feeds(asked, inventory) if feeds else {}
-        return {feed: sentence for feed, sentence in self._ungrouped.items() if feed in feeds}
+            before, now = self._unavailable, time.monotonic()
+            self._unavailable = unavailable(leanings, lambda asked: self._refused_feeds(asked, inventory), before, now)
+        return self._unavailable
 
     def _withheld(self, selection: Selection) -> Mapping[str, Withheld]:
         """Destinations to which nothing may be sent, as their collectors answer now."""

@@ -13,7 +13,7 @@ from vtap_lab import preflight
 from vtap_lab.dpdk import DpdkLab, why_no_dpdk
 from vtap_lab.errors import wait_for
 from vtap_lab.exchange import start_exchange
-from vtap_lab.lab import BRIDGE, Pod
+from vtap_lab.lab import BRIDGE, Lab, Pod
 
 pytestmark = [pytest.mark.slow, pytest.mark.lab]
 COUNT = 200
@@ -156,6 +156,92 @@ def test_auto_goes_over_to_mirrors_where_flows_cannot_be_written_any_more(site: 
     finally:
         site.lab.switch.vsctl("clear", "Bridge", BRIDGE, "protocols")
     wait_for(lambda: backends(site, "auto") == {"OVSGroup"}, PATIENCE, "flows copy again")
+
+
+@pytest.fixture
+def mirrors(site: Site) -> Iterator[OthersMirrors]:
+    made = OthersMirrors(site.lab)
+    yield made
+    made.delete()
+
+
+class OthersMirrors:
+    """Mirrors of somebody else's on the bridge, which select nothing and take places."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._switch = lab.switch
+        self._names: list[str] = []
+
+    def make(self, count: int) -> None:
+        for number in range(count):
+            row = (f"--id=@m{number}", "create", "Mirror", f"name=span{number}", f"output_vlan={100 + number}")
+            self._switch.vsctl(*row, "--", "add", "Bridge", BRIDGE, "mirrors", f"@m{number}")
+            self._names.append(f"span{number}")
+
+    def delete(self) -> None:
+        while self._names:
+            self._switch.vsctl("--id=@m", "get", "Mirror", self._names.pop(), "--", "remove", "Bridge", BRIDGE, "mirrors", "@m")
+
+    def rows(self) -> set[str]:
+        columns = "_uuid,name,external_ids,output_port,output_vlan,select_all,select_src_port,select_dst_port"
+        found = self._switch.vsctl("--format=csv", "--no-headings", f"--columns={columns}", "list", "Mirror").splitlines()
+        return {row for row in found if ",span" in row}
+
+
+@pytest.mark.parametrize(
+    ("used", "taken"),
+    [(32, {"Ingress": "OVSGroup", "Egress": "OVSGroup"}), (31, {"Ingress": "OVSGroup", "Egress": "OVSMirror"})],
+)
+def test_where_the_bridge_has_no_mirror_left_auto_takes_flows(
+    site: Site, pair: tuple[str, Pod, Pod], mirrors: OthersMirrors, used: int, taken: dict[str, str]
+) -> None:
+    app, pod, peer = pair
+    name = f"full-{used}-{app}"
+    mirrors.make(used)
+    others = mirrors.rows()
+    assert len(others) == used
+    site.tap(name, app, backend="Auto")
+    points = chosen(site, name)
+    assert {direction: point["backend"] for direction, point in points.items()} == taken
+    why = f"and OVSMirror could not be had: bridge br0 can hold 32 mirrors, Open vSwitch's limit, and others use {used}"
+    assert points["Ingress"]["why"] == f"Auto takes OVSGroup, as DPDK moves the packets of br0 past the kernel {why}"
+    assert site.condition(name, "Programmed") == "True"
+    sent = start_exchange(site.lab, pod, peer, count=COUNT).finish()
+    received = start_exchange(site.lab, peer, pod, count=COUNT).finish()
+    summary = site.closes(name)
+    found = site.stored(name)
+    expect_each_once(found, sent, at(site, pod, "egress"))
+    expect_each_once(found, received, at(site, pod, "ingress"))
+    assert summary["lost"] == 0 and mirrors.rows() == others
+    mirrors.delete()
+    site.tap(f"named-{name}", app, backend="OVSMirror")
+    assert {direction: point["backend"] for direction, point in chosen(site, name).items()} == taken, (
+        "not before a minute is over"
+    )
+
+
+def test_where_neither_flows_nor_mirrors_can_copy_the_tap_says_what_cures_either(
+    site: Site, veths: tuple[Pod, Pod], mirrors: OthersMirrors
+) -> None:
+    mirrors.make(32)
+    site.lab.switch.vsctl("set", "Bridge", BRIDGE, "mcast_snooping_enable=true")
+    try:
+        site.write_tap("neither", "veth", backend="Auto")
+        snoops = "or change what keeps OVSGroup from it: bridge br0 learns which pod wants which multicast"
+        cure = f"others use 32; delete one of them, so that Ingress can be copied; {snoops}"
+        wait_for(lambda: site.says("neither", cure), PATIENCE, "both cures are named")
+        found = {direction: (one["backend"], one["reason"]) for direction, one in chosen(site, "neither").items()}
+        assert found["Ingress"] == ("OVSMirror", "NoMirror") and found["Egress"][0] == "OVSGroup"
+    finally:
+        site.lab.switch.vsctl("set", "Bridge", BRIDGE, "mcast_snooping_enable=false")
+    wait_for(lambda: backends(site, "neither") == {"OVSGroup"}, PATIENCE, "flows copy what the bridge now allows")
+
+
+def test_a_filter_that_leaves_out_nothing_is_no_reason_for_flows(site: Site, veths: tuple[Pod, Pod]) -> None:
+    site.tap("idle-filter", "veth", backend="Auto", filter={})
+    points = chosen(site, "idle-filter").values()
+    assert {point["backend"] for point in points} == {"OVSMirror"}
+    assert all(point["why"].endswith("and flows would leave out nothing") for point in points), points
 
 
 def backends(site: Site, name: str) -> set[str]:

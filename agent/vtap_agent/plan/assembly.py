@@ -261,8 +261,12 @@ def _unless_refused(item: _Placed, refused: Mapping[Feed, str]) -> _Placed:
     sentence = refused.get(item.candidate.feed)
     if sentence is None:
         return item
-    backend = item.candidate.feed.backend
-    return _refuse(item, NOT_MADE[backend], verdicts.no_group(sentence) if backend is Backend.OVS_GROUP else sentence)
+    backend, choice = item.candidate.feed.backend, item.candidate.choice
+    if backend is Backend.OVS_GROUP:
+        sentence = verdicts.no_group(sentence)
+    elif backend is Backend.OVS_MIRROR:
+        sentence = verdicts.no_mirror(sentence, choice)
+    return _refuse(item, NOT_MADE[backend], sentence)
 
 
 def _unless_withheld(item: _Placed, why: Withheld | None) -> _Placed:

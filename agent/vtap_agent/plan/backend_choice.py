@@ -1,16 +1,17 @@
 """Which backend copies a pod interface's packets, or why the one that a tap names cannot. Pure.
 
-`Auto` takes the first of a fixed order that can, which is that of what was measured (docs/decisions/0107):
+`Auto` takes the first of a fixed order that can, which is that of what was measured (docs/decisions/0107, 0117):
 
 1. EBPF where the interface has a device in the node's namespace whose packets the kernel moves. It decides before it copies, and
    a copy shares the original's memory.
-2. Else Open vSwitch has to copy at the interface's port: OVSGroup where the tap has a filter and no controller owns the bridge,
-   as its flows copy only what the filter wants;
-3. OVSMirror for all the rest, which is also what it takes where the bridge turns out to refuse OVSGroup (`next_best`).
+2. Else Open vSwitch has to copy at the interface's port: OVSGroup where flows can leave out something of what the tap's filter
+   excludes and no controller owns the bridge, OVSMirror for all the rest.
+3. The other of these two where the bridge turns out to refuse the first (`next_best`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from vtap_agent.plan.dataplane import Backend
@@ -27,6 +28,8 @@ class Choice:
     by_auto: bool = False
     no_ebpf: str = ""
     """Why `Auto` did not take EBPF, as a clause; empty where it did."""
+    no_group: str = ""
+    """What keeps OVSGroup from what `Auto` would take it for, as a clause; empty where nothing is known to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +43,16 @@ class NoChoice:
 NAMED = "spec.backend names it"
 
 
-def choose(wanted: BackendName, interface: PodInterface, bridge: Bridge | None, *, filtered: bool = False) -> Choice | NoChoice:
-    """How to copy from an interface; `filtered` where the tap has a filter.
+def choose(
+    wanted: BackendName, interface: PodInterface, bridge: Bridge | None, sifts: Callable[[], bool] = lambda: False
+) -> Choice | NoChoice:
+    """How to copy from an interface. `sifts` is asked whether flows could leave out something, where that matters.
 
     `bridge` is the one that its port is on, None where it has no port or that is not known.
     """
     port = interface.port
     if wanted is BackendName.AUTO:
-        return _cheapest(interface, bridge, filtered=filtered)
+        return _cheapest(interface, bridge, sifts)
     if wanted is BackendName.EBPF:
         return _ebpf(interface, bridge)
     if port is None:
@@ -57,7 +62,7 @@ def choose(wanted: BackendName, interface: PodInterface, bridge: Bridge | None, 
     return Choice(Backend.OVS_MIRROR, NAMED)
 
 
-def _cheapest(interface: PodInterface, bridge: Bridge | None, *, filtered: bool) -> Choice | NoChoice:
+def _cheapest(interface: PodInterface, bridge: Bridge | None, sifts: Callable[[], bool]) -> Choice | NoChoice:
     port, polled = interface.port, bridge is not None and bridge.polled
     if interface.host_ifindex and not polled:
         why = f"Auto takes EBPF, which costs the least, wherever a pod has a device on the node, as {interface.host_name} here"
@@ -65,19 +70,35 @@ def _cheapest(interface: PodInterface, bridge: Bridge | None, *, filtered: bool)
     if port is None:
         return NoChoice("NoPort", no_port(interface))
     past = f"DPDK moves the packets of {port.bridge} past the kernel" if polled else "no device on the node leads to the pod"
-    if filtered and bridge is not None and not bridge.controllers:
-        why = f"Auto takes OVSGroup, as {past} and flows copy only what the filter wants"
-        return Choice(Backend.OVS_GROUP, why, by_auto=True, no_ebpf=past)
-    reason = f", and {port.bridge} belongs to a controller" if filtered else ""
-    return Choice(Backend.OVS_MIRROR, f"Auto takes OVSMirror, as {past}{reason}", by_auto=True, no_ebpf=past)
+    if not sifts():
+        why = f"Auto takes OVSMirror, as {past} and flows would leave out nothing"
+        return Choice(Backend.OVS_MIRROR, why, by_auto=True, no_ebpf=past)
+    if bridge is not None and bridge.controllers:
+        why = f"Auto takes OVSMirror, as {past}, and {port.bridge} belongs to a controller"
+        return Choice(Backend.OVS_MIRROR, why, by_auto=True, no_ebpf=past)
+    why = f"Auto takes OVSGroup, as {past} and flows can leave out packets that the filter excludes"
+    return Choice(Backend.OVS_GROUP, why, by_auto=True, no_ebpf=past)
 
 
-def next_best(choice: Choice, refusal: str) -> Choice:
-    """What `Auto` takes where its choice is refused; what a tap names stays, and so does what there is nothing better for."""
-    if not choice.by_auto or choice.backend is not Backend.OVS_GROUP:
+def next_best(choice: Choice, no_group: str, no_mirror: str) -> Choice:
+    """What `Auto` takes where OVSGroup (a clause says why) or OVSMirror (a sentence does) can't be had, both empty where it can.
+
+    What a tap names stays, and so does what there is nothing better for.
+    """
+    if not choice.by_auto or choice.backend is Backend.EBPF:
         return choice
-    why = f"Auto takes OVSMirror, as {choice.no_ebpf} and OVSGroup can't be had: {refusal}"
-    return replace(choice, backend=Backend.OVS_MIRROR, why=why)
+    if choice.backend is Backend.OVS_GROUP and no_group:
+        why = f"Auto takes OVSMirror, as {choice.no_ebpf} and OVSGroup can't be had: {no_group}"
+        return replace(choice, backend=Backend.OVS_MIRROR, why=why, no_group=no_group)
+    if choice.backend is Backend.OVS_MIRROR and no_mirror and not no_group:
+        why = f"Auto takes OVSGroup, as {choice.no_ebpf} and OVSMirror could not be had: {_cause(no_mirror)}"
+        return replace(choice, backend=Backend.OVS_GROUP, why=why)
+    return replace(choice, no_group=no_group)
+
+
+def _cause(sentence: str) -> str:
+    """A refusal without its cure, which is of no use to whom something else helps."""
+    return sentence.partition("; ")[0]
 
 
 def _group(port: BridgePort, bridge: Bridge | None) -> Choice | NoChoice:

@@ -5,12 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from vtap_agent.plan.dataplane import Direction, SamplingType, TapProgram
-from vtap_agent.plan.groups_filter import SwitchFilter, compile_filter
+from vtap_agent.plan.groups_filter import SwitchFilter, Tags, compile_filter
 from vtap_agent.plan.groups_flows import MAX_CHAIN, SwitchPort
 from vtap_agent.plan.inventory_model import BridgePort
 
 MAX_NAMED = 3
 """Parts of a filter that are named; more are counted."""
+
+
+class Sieve:
+    """Whether flows can leave out something of what one program's filter excludes; found out once for ports that are alike."""
+
+    def __init__(self, program: TapProgram, peer_sets: Mapping[int, frozenset[str]]) -> None:
+        self._program = program
+        self._peer_sets = peer_sets
+        self._known: dict[tuple[Direction, Tags], bool] = {}
+
+    def leaves_out(self, direction: Direction, port: BridgePort) -> bool:
+        """At this port, with the addresses that its peers have now."""
+        key = (direction, _tags(port))
+        if key not in self._known:
+            self._known[key] = not compile_filter(self._program, self._peer_sets, *key).wants_all
+        return self._known[key]
+
+
+def _tags(port: BridgePort) -> Tags:
+    return SwitchPort("", (), port.tag, port.vlan_mode).tags
 
 
 class WhereItRuns:
@@ -19,15 +39,15 @@ class WhereItRuns:
     def __init__(self, programs: Mapping[str, TapProgram], peer_sets: Mapping[int, frozenset[str]]) -> None:
         self._programs = programs
         self._peer_sets = peer_sets
-        self._known: dict[tuple[str, Direction, str], str] = {}
+        self._known: dict[tuple[str, Direction, Tags], str] = {}
 
     def tell(self, name: str, direction: Direction, port: BridgePort, others: int) -> str:
         """The clause for a program at a port; `others` counts programs that also select it. Empty where nothing is to be said."""
         program = self._programs[name]
-        mode = SwitchPort("", (), port.tag, port.vlan_mode)
-        key = (name, direction, mode.tags)
+        tags = _tags(port)
+        key = (name, direction, tags)
         if key not in self._known:
-            self._known[key] = _filter_clause(program, compile_filter(program, self._peer_sets, direction, mode.tags))
+            self._known[key] = _filter_clause(program, compile_filter(program, self._peer_sets, direction, tags))
         filtered = self._known[key]
         if filtered and others >= MAX_CHAIN:
             filtered = f"filter in the preprocessor, as more than {MAX_CHAIN} taps select the pod"

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from vtap_agent.plan import verdicts
+from vtap_agent.plan.auto import Leanings, Unavailable, by
 from vtap_agent.plan.backend_choice import Choice, NoChoice, choose, next_best
 from vtap_agent.plan.cluster import COMPONENT_LABEL, Cluster, tap_key
 from vtap_agent.plan.compile import compile_tap
 from vtap_agent.plan.dataplane import MAX_PEER_ADDRESSES, Backend, Direction, Feed, TapPointName, TapProgram
 from vtap_agent.plan.destinations import ResolvedDestination, resolve_destination
+from vtap_agent.plan.groups_told import Sieve
 from vtap_agent.plan.inventory_model import BridgePort, Inventory, Pod, PodInterface
 from vtap_agent.plan.peers import PeerSets, namespace_labels
 from vtap_agent.plan.selectors import matches
@@ -102,20 +104,28 @@ class Selection:
     failures: tuple[TapFailure, ...] = ()
 
     @property
-    def auto_groups(self) -> frozenset[Feed]:
-        """Where `Auto` would have flows copy, which not every bridge allows."""
-        chosen = (one for one in self.candidates if one.choice.by_auto and one.choice.backend is Backend.OVS_GROUP)
-        return frozenset(one.feed for one in chosen)
+    def leanings(self) -> Leanings:
+        """Where `Auto` would have Open vSwitch copy, which not every bridge allows."""
+        found = {(one.choice.by_auto, one.choice.backend, one.feed) for one in self.candidates}
+        groups, mirrors, named = (
+            frozenset(feed for left, backend, feed in found if (left, backend) == wanted)
+            for wanted in ((True, Backend.OVS_GROUP), (True, Backend.OVS_MIRROR), (False, Backend.OVS_MIRROR))
+        )
+        return Leanings(groups, mirrors, named)
 
-    def without(self, refused: Mapping[Feed, str]) -> Selection:
+    def without(self, refused: Unavailable) -> Selection:
         """With what `Auto` takes instead at feeds that cannot be had."""
-        if not refused:
+        if not refused.groups and not refused.mirrors:
             return self
-        return replace(self, candidates=tuple(_settled(one, refused.get(one.feed, "")) for one in self.candidates))
+        return replace(self, candidates=tuple(_settled(one, refused) for one in self.candidates))
 
 
-def _settled(candidate: Candidate, refusal: str) -> Candidate:
-    return replace(candidate, choice=next_best(candidate.choice, refusal)) if refusal else candidate
+def _settled(candidate: Candidate, refused: Unavailable) -> Candidate:
+    if not candidate.choice.by_auto or candidate.port is None:
+        return candidate
+    no_group = refused.groups.get(by(Backend.OVS_GROUP, candidate.feed), "")
+    no_mirror = refused.mirrors.get(by(Backend.OVS_MIRROR, candidate.feed), "")
+    return replace(candidate, choice=next_best(candidate.choice, no_group, no_mirror))
 
 
 def remotes(desired: Desired) -> frozenset[str]:
@@ -185,13 +195,13 @@ def _choose(
     verdict = replace(verdict, matched_pods=finder.count(tap), waiting_reason=waiting_reason, waiting=waiting)
     if desired.applied(tap) is None or verdict.destination not in resolved:
         return _Chosen(verdict)
-    found, refused = finder.points(tap, resolved[verdict.destination])
     before = dict(peers.sets)
     program = compile_tap(tap.spec, lambda peer: peers.resolve(peer, tap.metadata.namespace))
     held = sum(map(len, peers.sets.values()))
     if held > MAX_PEER_ADDRESSES:
         peers.sets = before
         return _Chosen(replace(verdict, reason="TooManyPeers", refusal=verdicts.too_many_peers(held)))
+    found, refused = finder.points(tap, resolved[verdict.destination], Sieve(program, peers.sets))
     return _Chosen(replace(verdict, points=tuple(refused)), tuple(found), program)
 
 
@@ -261,7 +271,7 @@ class _PointFinder:
     def _matched(self, tap: VirtualTap) -> list[Pod]:
         return [pod for pod in self._worth_a_look(tap) if matches(tap.spec.pod_selector, pod.labels)]
 
-    def points(self, tap: VirtualTap, receiver: ResolvedDestination) -> tuple[list[Candidate], list[PointVerdict]]:
+    def points(self, tap: VirtualTap, receiver: ResolvedDestination, sieve: Sieve) -> tuple[list[Candidate], list[PointVerdict]]:
         """(tap points, what cannot be tapped)."""
         found: list[Candidate] = []
         refused: list[PointVerdict] = []
@@ -277,14 +287,20 @@ class _PointFinder:
                 sentence = verdicts.no_interface(pod, tap.spec.interfaces, has)
                 refused.append(verdicts.pod_refused(pod, "", "NoInterface", sentence))
             for interface in wanted:
-                port = interface.port
-                bridge = self._bridges.get(port.bridge) if port else None
-                choice = choose(tap.spec.backend, interface, bridge, filtered=tap.spec.filter is not None)
-                if isinstance(choice, NoChoice):
-                    refused.append(verdicts.pod_refused(pod, interface.name, choice.reason, choice.sentence))
-                else:
-                    found.extend(_candidates(tap, pod, interface, choice, receiver))
+                choices = {direction: self._choice(tap, interface, direction, sieve) for direction in _directions(tap)}
+                found.extend(
+                    Candidate(_name(tap, pod, interface, direction), interface, choice, tap.spec.destination_ref.name, receiver)
+                    for direction, choice in choices.items()
+                    if isinstance(choice, Choice)
+                )
+                refusals = dict.fromkeys(choice for choice in choices.values() if isinstance(choice, NoChoice))
+                refused.extend(verdicts.pod_refused(pod, interface.name, one.reason, one.sentence) for one in refusals)
         return found, refused
+
+    def _choice(self, tap: VirtualTap, interface: PodInterface, direction: Direction, sieve: Sieve) -> Choice | NoChoice:
+        port = interface.port
+        bridge = self._bridges.get(port.bridge) if port else None
+        return choose(tap.spec.backend, interface, bridge, lambda: port is not None and sieve.leaves_out(direction, port))
 
     def _worth_a_look(self, tap: VirtualTap) -> list[Pod]:
         """The pods of the tap's namespace, only those with its first wanted label where it wants one."""
@@ -306,13 +322,10 @@ def _wants(tap: VirtualTap, interface: str) -> bool:
     return "*" in tap.spec.interfaces or interface in tap.spec.interfaces
 
 
-def _candidates(
-    tap: VirtualTap, pod: Pod, interface: PodInterface, choice: Choice, receiver: ResolvedDestination
-) -> Iterable[Candidate]:
-    both = (Direction.INGRESS, Direction.EGRESS)
-    for direction in both if tap.spec.direction == "Both" else (Direction(tap.spec.direction),):
-        ref = pod.ref
-        name = TapPointName(
-            tap.metadata.namespace, tap.metadata.name, ref.namespace, ref.name, ref.uid, interface.name, direction
-        )
-        yield Candidate(name, interface, choice, tap.spec.destination_ref.name, receiver)
+def _directions(tap: VirtualTap) -> tuple[Direction, ...]:
+    return (Direction.INGRESS, Direction.EGRESS) if tap.spec.direction == "Both" else (Direction(tap.spec.direction),)
+
+
+def _name(tap: VirtualTap, pod: Pod, interface: PodInterface, direction: Direction) -> TapPointName:
+    ref = pod.ref
+    return TapPointName(tap.metadata.namespace, tap.metadata.name, ref.namespace, ref.name, ref.uid, interface.name, direction)

@@ -160,6 +160,13 @@ def no_group(cause: str) -> str:
     return f"spec.backend: use Auto, OVSMirror or EBPF, as OVSGroup can't be had: {cause}"
 
 
+def no_mirror(sentence: str, choice: Choice) -> str:
+    """Why a tap point does not get the mirror that its tap names, or that `Auto` takes where flows can't copy either."""
+    if not choice.by_auto:
+        return f"{sentence}; or use spec.backend: Auto, which takes OVSGroup where it can"
+    return f"{sentence}; or change what keeps OVSGroup from it: {choice.no_group}" if choice.no_group else sentence
+
+
 def host_network(pod: Pod) -> str:
     """Why a host-network pod is refused."""
     return f"pod {pod.ref} uses the node's network; a tap on it would copy the whole node, so it is refused"

@@ -15,7 +15,8 @@ from tests.unit.agent.waiting import eventually
 from tests.unit.plan.test_planning import tap
 from vtap_agent import loop as module
 from vtap_agent.errors import Retry
-from vtap_agent.plan.dataplane import Backend, Direction, Feed, PointCounters
+from vtap_agent.plan import auto
+from vtap_agent.plan.dataplane import Backend, DataPlane, Direction, Feed, PointCounters
 from vtap_agent.plan.mirror_health import MirrorHealth, MirrorState
 from vtap_agent.plan.selection import select
 from vtap_agent.plan.shortfalls import Shortfall
@@ -296,11 +297,96 @@ def test_a_tap_that_names_groups_is_refused_beside_one_that_leaves_it_to_auto(no
 def test_mirrors_that_auto_takes_instead_can_be_refused_too(node: Node) -> None:
     node.polled()
     node.groups.refused = {INGRESS_GROUP: "bridge br0 snoops"}
-    node.mirrors.refused = {Feed(Backend.OVS_MIRROR, "br0", Direction.INGRESS): "the bridge is full of mirrors"}
+    node.mirrors.refused = {INGRESS_MIRROR: FULL}
     node.want(tap(backend="Auto", direction="Ingress", filter=FILTER))
-    eventually(lambda: "the bridge is full of mirrors" in node.condition("web", "Programmed")[2])
+    eventually(lambda: node.condition("web", "Programmed")[1] == "NoMirror")
+    sentence = node.condition("web", "Programmed")[2]
+    assert f"{FULL}; or change what keeps OVSGroup from it: bridge br0 snoops" in sentence, "both cures"
     assert node.backends("web") == {("Ingress", "OVSMirror")} and "bridge br0 snoops" in "".join(whys(node))
     assert node.copied() == set() and node.mirrors.has == {} and node.groups.has == {}
+
+
+INGRESS_MIRROR, EGRESS_MIRROR = (Feed(Backend.OVS_MIRROR, "br0", direction) for direction in Direction)
+FULL = "the bridge is full of mirrors; delete one"
+GROUPS = {("Ingress", "OVSGroup"), ("Egress", "OVSGroup")}
+MIRRORS = {("Ingress", "OVSMirror"), ("Egress", "OVSMirror")}
+
+
+def test_where_a_bridge_has_no_mirror_left_auto_takes_groups_and_stays_with_them(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.polled()
+    node.mirrors.refused = {INGRESS_MIRROR: FULL, EGRESS_MIRROR: FULL}
+    node.want(tap(backend="Auto"))
+    eventually(lambda: programmed(node) and node.copied() == BOTH_PODS)
+    assert node.backends("web") == GROUPS and node.mirrors.has == {}
+    why = "Auto takes OVSGroup, as DPDK moves the packets of br0 past the kernel and OVSMirror could not be had: "
+    assert whys(node) == {f"{why}the bridge is full of mirrors"}, "and not what to do, as nothing has to be done"
+    groups = node.groups.has
+    anew: list[object] = []
+    monkeypatch.setattr(module, "select", lambda *given: anew.append(given) or select(*given))
+    for refused in ({}, {INGRESS_MIRROR: FULL}, {}, {EGRESS_MIRROR: FULL, INGRESS_MIRROR: FULL}, {}):
+        node.mirrors.refused = refused
+        one_more_pass(node)
+        assert node.backends("web") == GROUPS and node.groups.has is groups and node.mirrors.has == {}
+    assert anew == [], "others' mirrors come and go, and nothing is decided anew"
+    monkeypatch.setattr(auto, "REGAIN", 0.0)
+    node.mailbox.changed()
+    eventually(lambda: node.backends("web") == MIRRORS and node.groups.has == {} and node.copied() == BOTH_PODS)
+
+
+def test_auto_takes_a_group_only_for_the_direction_that_has_no_mirror_left(node: Node) -> None:
+    node.polled()
+    node.mirrors.refused = {INGRESS_MIRROR: FULL}
+    node.want(tap(backend="Auto"))
+    eventually(lambda: programmed(node) and node.copied() == BOTH_PODS)
+    assert node.backends("web") == {("Ingress", "OVSGroup"), ("Egress", "OVSMirror")}
+    assert node.mirrors.has.keys() == {EGRESS_MIRROR} and node.groups.has.keys() == {INGRESS_GROUP}
+
+
+def test_a_mirror_is_taken_at_once_where_the_group_that_was_taken_instead_is_refused(node: Node) -> None:
+    node.polled()
+    node.mirrors.refused = {INGRESS_MIRROR: FULL}
+    node.want(tap(backend="Auto", direction="Ingress"))
+    eventually(lambda: programmed(node) and node.backends("web") == {("Ingress", "OVSGroup")})
+    node.mirrors.refused, node.groups.refused = {}, {INGRESS_GROUP: "bridge br0 snoops"}
+    node.mailbox.changed()
+    eventually(lambda: programmed(node) and node.backends("web") == {("Ingress", "OVSMirror")} and node.groups.has == {})
+    assert node.copied() == BOTH_PODS
+
+
+def test_what_auto_took_for_want_of_a_mirror_stays_while_open_vswitch_is_away(node: Node) -> None:
+    node.polled()
+    node.mirrors.refused = {INGRESS_MIRROR: FULL}
+    node.want(tap(backend="Auto", direction="Ingress"))
+    eventually(lambda: programmed(node) and node.backends("web") == {("Ingress", "OVSGroup")})
+    node.switch_away(True)
+    eventually(lambda: node.condition("web", "Programmed")[1] == "NotApplied")
+    node.want(tap(backend="Auto", direction="Ingress", packet={"snapLength": 64}))
+    eventually(lambda: any(program.snap_length == 64 for program in node.pipeline.has.programs.values()))
+    assert node.copied() == BOTH_PODS and node.backends("web") == {("Ingress", "OVSGroup")}
+    node.switch_away(False)
+    eventually(lambda: programmed(node) and node.mirrors.has == {})
+
+
+def test_a_tap_that_names_mirrors_is_refused_beside_one_that_leaves_it_to_auto(node: Node) -> None:
+    node.polled()
+    node.mirrors.refused = {INGRESS_MIRROR: FULL}
+    node.want(tap("named", direction="Ingress"), tap(backend="Auto", direction="Ingress"))
+    eventually(lambda: programmed(node) and node.condition("named", "Programmed")[1] == "NoMirror")
+    assert f"{FULL}; or use spec.backend: Auto, which takes OVSGroup where it can" in node.condition("named", "Programmed")[2]
+    assert node.copied() == BOTH_PODS and node.mirrors.has == {}
+
+
+def test_where_nothing_is_refused_no_bridge_is_asked_for_groups(node: Node) -> None:
+    """It means to read all of its flows."""
+    node.polled()
+    asked: list[DataPlane] = []
+    refusals = node.groups.refusals
+    node.groups.refusals = lambda wanted: asked.append(wanted) or refusals(wanted)
+    node.want(tap(backend="Auto"))
+    eventually(lambda: programmed(node) and node.backends("web") == MIRRORS)
+    assert asked and not any(wanted.groups for wanted in asked)
 
 
 def test_a_pass_without_news_plans_nothing_anew_and_still_puts_right_what_others_changed(

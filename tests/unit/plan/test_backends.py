@@ -19,9 +19,10 @@ from vtap_agent.plan.dataplane import (
     Mirror,
     Source,
 )
+from vtap_agent.plan.groups_filter import MAX_PEERS
 from vtap_agent.plan.inventory_model import Bridge, PodInterface
 from vtap_agent.plan.moves import with_old_feeds
-from vtap_agent.plan.selection import Desired
+from vtap_agent.plan.selection import Desired, select
 from vtap_api.virtualtap import BackendName
 
 
@@ -76,15 +77,15 @@ def test_a_groups_members_name_port_vlan_and_programs(direction: Direction) -> N
 
 
 def chosen_by_auto(seen: PodInterface, **bridge: object) -> Choice | NoChoice:
-    """With a filter."""
+    """With a filter of which flows can leave out something."""
     known = Bridge("br0", "uuid", "netdev", (), (), 0, 0)
-    return choose(BackendName.AUTO, seen, replace(known, **bridge), filtered=True)
+    return choose(BackendName.AUTO, seen, replace(known, **bridge), lambda: True)
 
 
 def test_auto_takes_ebpf_wherever_the_kernel_moves_packets_to_a_device_of_the_pod() -> None:
     for seen in (interface(pod(1), 1), interface(pod(1), 1, on_bridge=False)):
-        for filtered in (True, False):
-            made = choose(BackendName.AUTO, seen, None, filtered=filtered)
+        for sifts in (True, False):
+            made = choose(BackendName.AUTO, seen, None, lambda sifts=sifts: sifts)
             assert isinstance(made, Choice) and made.backend is Backend.EBPF
             assert "costs the least" in made.why and "veth1" in made.why
     outcome = plan(Desired((tap(backend="Auto"),), (gre(),)), inventory([pod(1)], [interface(pod(1), 1, on_bridge=False)]))
@@ -95,7 +96,7 @@ def test_auto_takes_ebpf_wherever_the_kernel_moves_packets_to_a_device_of_the_po
 def test_auto_leaves_it_to_open_vswitch_where_the_kernel_has_no_device_or_no_packets() -> None:
     bare = replace(interface(pod(1), 1), host_ifindex=0, host_name="")
     by_flows = chosen_by_auto(bare)
-    assert isinstance(by_flows, Choice) and by_flows.backend is Backend.OVS_GROUP and "only what the filter wants" in by_flows.why
+    assert isinstance(by_flows, Choice) and by_flows.backend is Backend.OVS_GROUP and "that the filter excludes" in by_flows.why
     owned = chosen_by_auto(bare, controllers=("tcp:127.0.0.1:6653",))
     assert isinstance(owned, Choice) and owned.backend is Backend.OVS_MIRROR and "belongs to a controller" in owned.why
     whole = choose(BackendName.AUTO, bare, None)
@@ -108,9 +109,12 @@ def test_auto_leaves_it_to_open_vswitch_where_the_kernel_has_no_device_or_no_pac
 
 def test_what_a_tap_names_is_not_replaced_by_something_else() -> None:
     named = choose(BackendName.OVS_GROUP, interface(pod(1), 1), Bridge("br0", "uuid", "netdev", (), (), 0, 0))
-    hooked = choose(BackendName.AUTO, interface(pod(1), 1), None, filtered=True)
+    hooked = choose(BackendName.AUTO, interface(pod(1), 1), None, lambda: True)
     assert isinstance(named, Choice) and isinstance(hooked, Choice)
-    assert next_best(named, "it snoops") == named and next_best(hooked, "it is ours") == hooked
+    mirrored = choose(BackendName.OVS_MIRROR, interface(pod(1), 1), None)
+    assert isinstance(mirrored, Choice)
+    for one in (named, hooked, mirrored):
+        assert next_best(one, "it snoops", "") == next_best(one, "", "it is full; delete one") == one
 
 
 def test_what_a_backend_cannot_have_is_said_with_the_cure() -> None:
@@ -158,3 +162,75 @@ def test_slots_that_move_are_those_with_no_feed_in_common() -> None:
     old = [Selection(MIRROR, 0, MAC, False, (1, 2)), Selection(MIRROR, ANY_VLAN, MAC, False, (1, 2))]
     new = [Selection(HOOK, ANY_VLAN, bytes(6), False, (1,)), Selection(MIRROR, 0, MAC, False, (2,))]
     assert moving(old, new) == {1}
+
+
+PEERS = {"podSelector": {"matchLabels": {"app": "db"}}}
+NO_PEERS, NO_UDP = {"action": "Exclude", "peer": PEERS}, {"action": "Exclude", "protocol": "UDP"}
+EXCLUDE_PEERS: dict[str, object] = {"defaultAction": "Include", "rules": [NO_PEERS]}
+PEERS_AND_UDP: dict[str, object] = {"defaultAction": "Include", "rules": [NO_PEERS, NO_UDP]}
+
+
+def by_auto(wanted: dict[str, object] | None, peers: int = 0, **port: object) -> list[Choice]:
+    """What `Auto` takes on a bridge of DPDK's, with so many pods that the filter's peer selector means."""
+    owner = pod(1)
+    own = interface(owner, 1)
+    assert own.port is not None
+    others = [pod(number, app="db") for number in range(2, 2 + peers)]
+    seen = inventory(
+        [owner, *others],
+        [replace(own, port=replace(own.port, **port)), *(interface(one, number) for number, one in enumerate(others, 2))],
+    )
+    bridge = Bridge("br0", "uuid", "netdev", (), (own.port,), 0, 0, polled=True)
+    seen = replace(seen, switch=replace(seen.switch, bridges=(bridge,)))
+    made = select(Desired((tap(backend="Auto", filter=wanted),), (gre(),)), seen)
+    return [one.choice for one in made.candidates]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "peers", "port"),
+    [
+        (None, 0, {}),
+        ({}, 0, {}),
+        ({"defaultAction": "Include"}, 0, {}),
+        ({"defaultAction": "Include", "rules": [{"action": "Include", "protocol": "UDP"}]}, 0, {}),
+        (EXCLUDE_PEERS, MAX_PEERS + 1, {}),
+        (EXCLUDE_PEERS, 0, {}),
+        ({"defaultAction": "Include", "rules": [{"action": "Exclude", "vlan": 7}]}, 0, {"tag": 5}),
+    ],
+    ids=["none", "empty", "includes all", "includes what it would", "too many peers", "no peer yet", "a VLAN that is not seen"],
+)
+def test_auto_takes_a_mirror_where_flows_would_leave_out_nothing(
+    wanted: dict[str, object] | None, peers: int, port: dict[str, object]
+) -> None:
+    made = by_auto(wanted, peers, **port)
+    assert [one.backend for one in made] == [Backend.OVS_MIRROR] * 2
+    why = "Auto takes OVSMirror, as DPDK moves the packets of br0 past the kernel and flows would leave out nothing"
+    assert {one.why for one in made} == {why}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "peers", "port"),
+    [
+        ({"defaultAction": "Exclude"}, 0, {}),
+        ({"defaultAction": "Exclude", "rules": [{"action": "Include", "protocol": "UDP"}]}, 0, {}),
+        (EXCLUDE_PEERS, 1, {}),
+        (EXCLUDE_PEERS, MAX_PEERS, {}),
+        (
+            {
+                "defaultAction": "Include",
+                "rules": [{"action": "Exclude", "peer": PEERS}, {"action": "Exclude", "protocol": "UDP"}],
+            },
+            MAX_PEERS + 1,
+            {},
+        ),
+        ({"defaultAction": "Include", "rules": [{"action": "Exclude", "vlan": 7}]}, 0, {}),
+    ],
+    ids=["nothing", "UDP", "a peer", "as many peers as flows may name", "half of it", "a VLAN that is seen"],
+)
+def test_auto_takes_a_group_where_flows_leave_out_something(
+    wanted: dict[str, object], peers: int, port: dict[str, object]
+) -> None:
+    made = by_auto(wanted, peers, **port)
+    assert [one.backend for one in made] == [Backend.OVS_GROUP] * 2
+    why = "Auto takes OVSGroup, as DPDK moves the packets of br0 past the kernel and flows can leave out packets that the filter"
+    assert {one.why for one in made} == {f"{why} excludes"}

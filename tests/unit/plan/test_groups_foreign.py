@@ -96,12 +96,13 @@ def refused(bridge: GroupBridge, *lines: str) -> dict[Feed, str]:
 
 
 def instead(sentence: str) -> Choice:
-    """What `Auto` takes for a tap with a filter, once the bridge has refused flows of ours."""
+    """What `Auto` takes for a tap whose filter flows can carry out, once the bridge has refused flows of ours."""
     bridge = Bridge("br0", "uuid", "netdev", (), (), 0, 0, polled=True)
-    first = choose(BackendName.AUTO, interface(pod(1), 1), bridge, filtered=True)
+    first = choose(BackendName.AUTO, interface(pod(1), 1), bridge, lambda: True)
     assert isinstance(first, Choice) and first.backend is Backend.OVS_GROUP
-    made = next_best(first, sentence)
-    assert made.why.startswith("Auto takes OVSMirror, as ") and next_best(made, "mirrors are full") == made
+    made = next_best(first, sentence, "")
+    assert made.why.startswith("Auto takes OVSMirror, as ") and next_best(made, sentence, "mirrors are full; delete one") == made
+    assert next_best(first, sentence, "mirrors are full; delete one") == made
     return made
 
 

@@ -13,16 +13,20 @@ MAX_NAMED = 3
 """Parts of a filter that are named; more are counted."""
 
 
+_SOMEBODY = frozenset({"192.0.2.1"})
+"""Stands for peers that are yet to come (TEST-NET-1 of RFC 5737)."""
+
+
 class Sieve:
     """Whether flows can leave out something of what one program's filter excludes; found out once for ports that are alike."""
 
     def __init__(self, program: TapProgram, peer_sets: Mapping[int, frozenset[str]]) -> None:
         self._program = program
-        self._peer_sets = peer_sets
+        self._peer_sets = {number: addresses or _SOMEBODY for number, addresses in peer_sets.items()}
         self._known: dict[tuple[Direction, Tags], bool] = {}
 
     def leaves_out(self, direction: Direction, port: BridgePort) -> bool:
-        """At this port, with the addresses that its peers have now."""
+        """At this port, with the addresses that its peers have now; a selector that means nobody yet is one that will."""
         key = (direction, _tags(port))
         if key not in self._known:
             self._known[key] = not compile_filter(self._program, self._peer_sets, *key).wants_all

@@ -194,10 +194,9 @@ def by_auto(wanted: dict[str, object] | None, peers: int = 0, **port: object) ->
         ({"defaultAction": "Include"}, 0, {}),
         ({"defaultAction": "Include", "rules": [{"action": "Include", "protocol": "UDP"}]}, 0, {}),
         (EXCLUDE_PEERS, MAX_PEERS + 1, {}),
-        (EXCLUDE_PEERS, 0, {}),
         ({"defaultAction": "Include", "rules": [{"action": "Exclude", "vlan": 7}]}, 0, {"tag": 5}),
     ],
-    ids=["none", "empty", "includes all", "includes what it would", "too many peers", "no peer yet", "a VLAN that is not seen"],
+    ids=["none", "empty", "includes all", "includes what it would", "too many peers", "a VLAN that is not seen"],
 )
 def test_auto_takes_a_mirror_where_flows_would_leave_out_nothing(
     wanted: dict[str, object] | None, peers: int, port: dict[str, object]
@@ -213,6 +212,7 @@ def test_auto_takes_a_mirror_where_flows_would_leave_out_nothing(
     [
         ({"defaultAction": "Exclude"}, 0, {}),
         ({"defaultAction": "Exclude", "rules": [{"action": "Include", "protocol": "UDP"}]}, 0, {}),
+        (EXCLUDE_PEERS, 0, {}),
         (EXCLUDE_PEERS, 1, {}),
         (EXCLUDE_PEERS, MAX_PEERS, {}),
         (
@@ -225,7 +225,7 @@ def test_auto_takes_a_mirror_where_flows_would_leave_out_nothing(
         ),
         ({"defaultAction": "Include", "rules": [{"action": "Exclude", "vlan": 7}]}, 0, {}),
     ],
-    ids=["nothing", "UDP", "a peer", "as many peers as flows may name", "half of it", "a VLAN that is seen"],
+    ids=["nothing", "UDP", "no peer yet", "a peer", "as many peers as flows may name", "half of it", "a VLAN that is seen"],
 )
 def test_auto_takes_a_group_where_flows_leave_out_something(
     wanted: dict[str, object], peers: int, port: dict[str, object]

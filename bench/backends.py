@@ -298,10 +298,12 @@ def _plain(row: Figures, figure: str, digits: int) -> str:
 
 
 def _share(row: Figures, figure: str, complete: float = 0.0) -> str:
+    """Median, and that of the worst round; marked where this is not `complete`."""
     if not row.values(figure):
         return ""
-    share = row.median(figure)
-    return f"{share:.2%}{'' if share >= complete else ' !'}"
+    middle, worst = row.median(figure), min(row.values(figure))
+    lowest = f" ({worst:.2%})" if worst < middle else ""
+    return f"{middle:.2%}{lowest}{'' if worst >= complete else ' !'}"
 
 
 def tables(title: str, rows: Mapping[str, Figures]) -> str:
@@ -402,7 +404,6 @@ def main() -> int:
         "rows": {name: row.samples for name, row in backends.items()},
         "noise": noises(backends),
         "unavailable": UNAVAILABLE,
-        "goals": [vars(one) for one in of_backends],
     }
     if options.taps:
         many, more = measure_taps(options, where)
@@ -413,7 +414,6 @@ def main() -> int:
         content |= {
             "taps": {name: row.samples for name, row in many.items()},
             "noise of taps": noises(many),
-            "goals of taps": [vars(one) for one in of_taps],
         }
     print("".join(f"failed: {failure}\n" for failure in failures), end="")
     file = write_json(_result_name(options), content | {"failures": failures})

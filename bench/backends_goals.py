@@ -2,7 +2,7 @@
 
 A cost is the share by which a figure is worse than the baseline's of the same round: of throughput what is lost, of time what is
 added. The noise is the largest such share, in either direction, between the baseline and its repetition. What is beyond a goal by
-less than the noise is neither reached nor missed.
+less than the noise is neither reached nor missed. Costs are judged by the median of the rounds, losses by the worst round.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from bench.measure import Figures
+from bench.measure import Figures, differences
 
 BASELINE, AGAIN = "none", "none again (A/A)"
 RAW = "raw mirror"
@@ -42,6 +42,8 @@ DELIVERED = {
 """Which share of the wanted copies arrived while a figure was measured. Of request/response that isn't counted."""
 COMPLETE = 0.999
 GROWTH = 1.2
+_ROUNDING = 1e-9
+"""Keeps what is a whole tenth from falling below it by the error of a multiplication."""
 SMALL = 0.01
 """What "within noise" may be at most where there is less noise than that."""
 
@@ -83,6 +85,13 @@ def row_name(backend: str, variant: str) -> str:
     return f"{backend}, {variant}"
 
 
+OURS = (
+    *(row_name(backend, variant) for variant in VARIANTS for backend in (MIRROR, GROUP, EBPF)),
+    row_name(HANDED, FULL),
+    row_name(MIRROR_HANDED, FULL),
+)
+
+
 def geometric_mean(values: Sequence[float]) -> float:
     return math.exp(statistics.fmean(math.log(value) for value in values))
 
@@ -112,6 +121,11 @@ def _median(values: Sequence[float]) -> float:
     return statistics.median(values) if values else math.nan
 
 
+def in_percent(share: float) -> float:
+    """Of copies that arrived, in tenths of a per cent; rounded down, so that a hundred means all of them."""
+    return math.floor(share * 1000 + _ROUNDING) / 10
+
+
 class Costs:
     """Medians of costs by name of row."""
 
@@ -131,9 +145,9 @@ class Costs:
         return _median(costs(self._rows[name], self._rows[other], figure))
 
     def delivered(self, name: str, figure: str) -> float:
-        """1 where nobody counts."""
+        """In the worst round; NaN where nobody counts."""
         values = self._rows[name].values(DELIVERED[figure]) if name in self._rows and figure in DELIVERED else []
-        return _median(values) if values else 1.0
+        return min(values, default=math.nan)
 
     def judgement(self, goal: str, name: str, figure: str, cost: float, allowed: float) -> Judgement:
         """Of a cost of the row `name`; what costs little because copies are missing doesn't reach its goal."""
@@ -142,23 +156,19 @@ class Costs:
             self.delivered(name, figure),
             f"{figure} {_percent(cost)}",
         )
-        if share >= COMPLETE:
+        if not share < COMPLETE:
             return Judgement(goal, text, verdict)
         lossy = Verdict.INCOMPLETE if verdict is Verdict.REACHED else verdict
-        return Judgement(goal, f"{text} ({share:.1%} delivered)", lossy)
+        return Judgement(goal, f"{text} (at least {in_percent(share):.1f}% delivered)", lossy)
 
     def added(self, name: str, figure: str) -> float:
         """The difference of a figure to the baseline's, in the figure's unit."""
         if name not in self._rows:
             return math.nan
-        pairs = zip(self._rows[name].samples, self._rows[BASELINE].samples, strict=True)
-        return _median([one[figure] - other[figure] for one, other in pairs if figure in one and figure in other])
+        return _median(differences(self._rows[name], self._rows[BASELINE], figure))
 
     def added_noise(self, figure: str) -> float:
-        pairs = zip(self._rows[AGAIN].samples, self._rows[BASELINE].samples, strict=True)
-        return max(
-            (abs(one[figure] - other[figure]) for one, other in pairs if figure in one and figure in other), default=math.nan
-        )
+        return max(map(abs, differences(self._rows[AGAIN], self._rows[BASELINE], figure)), default=math.nan)
 
 
 def judge_backends(rows: Mapping[str, Figures]) -> list[Judgement]:
@@ -168,6 +178,7 @@ def judge_backends(rows: Mapping[str, Figures]) -> list[Judgement]:
         *(_within_noise(found, row_name(EBPF, variant), figure) for variant in (FILTERED, SAMPLED) for figure in JUDGED),
         *(_within_noise(found, row_name(GROUP, FILTERED), figure) for figure in JUDGED),
         *_full_by_ebpf(found),
+        *(part for name in OURS for part in _arrive(found, name)),
         *(
             _no_dearer(found, "less than every peer", ours, row_name(peer, variant), figure)
             for ours, variant in (*((row_name(EBPF, variant), variant) for variant in VARIANTS), (row_name(HANDED, FULL), FULL))
@@ -186,7 +197,11 @@ def judge_backends(rows: Mapping[str, Figures]) -> list[Judgement]:
 def judge_taps(rows: Mapping[str, Figures], count: int) -> list[Judgement]:
     """What `count` taps on a node cost over what one does."""
     found = Costs(rows)
-    judgements: list[Judgement] = []
+    judgements = [
+        replace(part, goal=f"{EBPF} on a plain bridge, {part.goal}")
+        for name in (ONE_TAP, taps(count))
+        for part in _arrive(found, name)
+    ]
     for figure in JUDGED:
         one, many = found.of(ONE_TAP, figure), found.of(taps(count), figure)
         goal = f"{EBPF}: {taps(count)} on the node cost ≤ {GROWTH:g} times what 1 does"
@@ -206,6 +221,20 @@ def _percent(cost: float) -> str:
 
 def _within_noise(found: Costs, name: str, figure: str) -> Judgement:
     return found.judgement(f"{name}: ≤ {SMALL * 100:g} %", name, figure, found.of(name, figure), SMALL)
+
+
+def _arrive(found: Costs, name: str) -> list[Judgement]:
+    """At a pace, of a row that counts its copies."""
+    shares = {figure: found.delivered(name, figure) for figure in (TCP_BUSY, UDP_BUSY)}
+    return [
+        Judgement(
+            f"{name}: ≥ {COMPLETE * 100:g} % of the copies at a pace",
+            f"{DELIVERED[figure]} {in_percent(share):.1f}%",
+            Verdict.REACHED if share >= COMPLETE else Verdict.MISSED,
+        )
+        for figure, share in shares.items()
+        if not math.isnan(share)
+    ]
 
 
 def _full_by_ebpf(found: Costs) -> list[Judgement]:

@@ -67,6 +67,12 @@ def interleave(rows: Mapping[str, Callable[[], Sample]], rounds: int) -> dict[st
     return {name: Figures(tuple(samples[name])) for name in names}
 
 
+def differences(row: Figures, baseline: Figures, figure: str) -> list[float]:
+    """By how much `row` is over `baseline`, in each round in which both have the figure."""
+    pairs = zip(row.samples, baseline.samples, strict=True)
+    return [one[figure] - other[figure] for one, other in pairs if figure in one and figure in other]
+
+
 def ratio(row: Figures, baseline: Figures, figure: str) -> Ratio:
     """`row` over `baseline`, round by round."""
     pairs = zip(row.samples, baseline.samples, strict=True)

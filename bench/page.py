@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import shutil
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -16,9 +15,24 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from bench.backends_goals import BASELINE, P50, SIZES, TCP, TCP_BUSY, UDP, UDP_BUSY, Verdict, costs, udp_by_size
-from bench.dpdk import CYCLES, NANOSECONDS
-from bench.measure import RESULTS, Figures
+from bench.backends_goals import (
+    BASELINE,
+    P50,
+    SIZES,
+    TCP,
+    TCP_BUSY,
+    UDP,
+    UDP_BUSY,
+    Judgement,
+    Verdict,
+    costs,
+    in_percent,
+    judge_backends,
+    judge_taps,
+    udp_by_size,
+)
+from bench.dpdk import CYCLES, NANOSECONDS, judge_dpdk
+from bench.measure import RESULTS, Figures, differences
 from bench.operator_scale import GOALS as OPERATOR_GOALS
 from bench.reaction import GOALS as REACTION_GOALS
 from bench.reaction import percentile
@@ -54,13 +68,12 @@ def _micro(value: float) -> str:
     return f"{value:+.0f}".replace("-", _MINUS)
 
 
-def _added(row: Figures, baseline: Figures, figure: str) -> list[float]:
-    pairs = zip(row.samples, baseline.samples, strict=True)
-    return [one[figure] - other[figure] for one, other in pairs if figure in one and figure in other]
-
-
-def _share(row: Figures, figure: str) -> str:
-    return f"{row.median(figure):.1%}".replace("%", " %") if row.values(figure) else ""
+def _share(row: Figures, figure: str, percent: Callable[[float], float] = in_percent) -> str:
+    """The median, and the lowest and highest where these differ."""
+    if not (values := row.values(figure)):
+        return ""
+    low, middle, high = (f"{percent(share):.1f}" for share in (min(values), statistics.median(values), max(values)))
+    return f"{middle} %" if low == high else f"{middle} % ({low} … {high})"
 
 
 def _about(result: Result) -> str:
@@ -78,7 +91,7 @@ def _stream(rows: Mapping[str, Figures]) -> str:
             _share(row, "tcp delivered"),
             _spread(costs(row, baseline, TCP_BUSY), _percent),
             _share(row, "paced tcp delivered"),
-            _spread(_added(row, baseline, P50), _micro),
+            _spread(differences(row, baseline, P50), _micro),
         ]
         for name, row in rows.items()
         if name != BASELINE
@@ -114,15 +127,20 @@ def _datagrams(rows: Mapping[str, Figures]) -> str:
     return _markdown(head, [untapped, *lines])
 
 
-def _goals(judged: Sequence[Mapping[str, str]]) -> str:
+def _goals(judged: Sequence[Judgement]) -> str:
     """One line for each goal: its figures by verdict."""
     verdicts = [verdict for verdict in Verdict if verdict is not Verdict.UNKNOWN]
     lines: list[list[str]] = []
-    for goal, found in groupby(judged, key=lambda one: one["goal"]):
+    for goal, found in groupby(judged, key=lambda one: one.goal):
         parts = list(found)
-        by_verdict = ([one["figures"] for one in parts if one["verdict"] == verdict] for verdict in verdicts)
+        by_verdict = ([one.figures for one in parts if one.verdict is verdict] for verdict in verdicts)
         lines.append([goal, *map("; ".join, by_verdict)])
     return _markdown(("goal", *verdicts), lines).replace("--:", "---")
+
+
+def _backends_goals(result: Result) -> str:
+    many = judge_taps(_figures(result["taps"]), result["options"]["taps"])
+    return _goals([*judge_backends(_figures(result["rows"])), *many])
 
 
 def _noise(noises: Mapping[str, float]) -> str:
@@ -139,11 +157,16 @@ def _taps(result: Result) -> str:
     return _stream(_figures(result["taps"])) + "\n" + _noise(result["noise of taps"])
 
 
+def _copied(row: Figures) -> str:
+    """To the nearest: read around the packets' counters, it isn't exact and may be more than all."""
+    return _share(row, "copied", lambda share: share * 100)
+
+
 def _dpdk(result: Result) -> str:
     rows = _figures(result["rows"])
     baseline = rows[BASELINE]
     lines = [
-        [name, *(_spread(_added(row, baseline, figure), _micro) for figure in (CYCLES, NANOSECONDS)), _share(row, "copied")]
+        [name, *(_spread(differences(row, baseline, figure), _micro) for figure in (CYCLES, NANOSECONDS)), _copied(row)]
         for name, row in rows.items()
         if name != BASELINE
     ]
@@ -193,9 +216,10 @@ BLOCKS: Mapping[str, tuple[str, Callable[[Result], str]]] = {
     "backends": ("backends", _backends_about),
     "backends, stream": ("backends", lambda result: _stream(_figures(result["rows"]))),
     "backends, datagrams": ("backends", lambda result: _datagrams(_figures(result["rows"]))),
-    "backends, goals": ("backends", lambda result: _goals([*result["goals"], *result["goals of taps"]])),
+    "backends, goals": ("backends", _backends_goals),
     "taps": ("backends", _taps),
     "dpdk": ("dpdk-1-pmd", _dpdk),
+    "dpdk, goals": ("dpdk-1-pmd", lambda result: _goals(judge_dpdk(_figures(result["rows"])))),
     "preprocessor": ("preprocessor", _preprocessor),
     "reaction": ("reaction", _reaction),
     "operator": ("operator_scale", _operator),
@@ -217,6 +241,14 @@ def published(name: str) -> Result:
     return json.loads((PUBLISHED / f"{name}.json").read_text())
 
 
+def publish(name: str, source: Path = RESULTS, target: Path = PUBLISHED) -> None:
+    """Take over a result. Of the kernel its version is told; what follows names somebody's build."""
+    result: dict[str, Any] = json.loads((source / f"{name}.json").read_text())
+    about = result["about"]
+    told = {**result, "about": {**about, "kernel": about["kernel"].partition("-")[0]}}
+    (target / f"{name}.json").write_text(json.dumps(told, indent=1) + "\n")
+
+
 def main() -> int:
     """Write the page anew."""
     parser = argparse.ArgumentParser(prog="python -m bench.page", description=__doc__)
@@ -224,7 +256,7 @@ def main() -> int:
     given = parser.parse_args()
     PUBLISHED.mkdir(exist_ok=True)
     for name in given.publish:
-        shutil.copy(RESULTS / f"{name}.json", PUBLISHED)
+        publish(name)
     PAGE.write_text(rendered(PAGE.read_text(), published))
     print(PAGE)
     return 0

@@ -131,7 +131,29 @@ def test_what_is_cheap_because_copies_are_missing_reaches_nothing() -> None:
 
     kept, lost = judged(0.9995), judged(0.5)
     assert (kept.verdict, kept.figures) == (Verdict.REACHED, "tcp Gb/s +1.0%")
-    assert (lost.verdict, lost.figures) == (Verdict.INCOMPLETE, "tcp Gb/s +1.0% (50.0% delivered)")
+    assert (lost.verdict, lost.figures) == (Verdict.INCOMPLETE, "tcp Gb/s +1.0% (at least 50.0% delivered)")
+
+
+def losing(name: str, figure: str, *shares: float) -> dict[str, Figures]:
+    """Rows of which one lost copies: such shares of them arrived, round by round."""
+    return rows() | {name: Figures(tuple({**PLAIN, figure: share} for share in shares))}
+
+
+def test_what_one_round_lost_is_not_made_up_for_by_the_others() -> None:
+    judged = judge_backends(losing(row_name(HANDED, FULL), "tcp delivered", 1.0, 0.9948, 1.0))
+    found = next(one for one in judged if ": ≤ 5 %" in one.goal)
+    assert (found.verdict, found.figures) == (Verdict.INCOMPLETE, "tcp Gb/s +0.0% (at least 99.4% delivered)")
+
+
+@pytest.mark.parametrize(("lowest", "verdict"), [(0.999, Verdict.REACHED), (0.9934, Verdict.MISSED)])
+def test_at_a_pace_all_but_one_in_a_thousand_have_to_arrive_in_every_round(lowest: float, verdict: Verdict) -> None:
+    judged = judge_backends(losing(row_name(EBPF, FULL), "paced tcp delivered", 1.0, lowest, 1.0))
+    assert of(judged, f"{row_name(EBPF, FULL)}: ≥ 99.9 %") == [verdict]
+
+
+def test_the_report_marks_a_row_that_lost_copies_in_one_round() -> None:
+    found = losing(row_name(EBPF, FULL), "paced tcp delivered", 1.0, 0.9934, 1.0)
+    assert "100.00% (99.34%) !" in tables("Backends", found)
 
 
 @pytest.mark.parametrize("backend", [EBPF, HANDED])

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pytest
+
 from tests.unit.pipeline.node import (
     DEADLINE,
     ETH_P_ALL,
@@ -55,6 +57,17 @@ AUXDATA = struct.Struct("=IIIHHHH")
 VIRTIO_BYTES = 10
 TC_ACT_UNSPEC, TC_ACT_OK, TC_ACT_SHOT = -1, 0, 2
 WORD = (1 << 64) - 1
+
+
+def refuse_tcx(_program: int, ifindex: int, **_where: bool) -> int:
+    """As kernels before Linux 6.6 do."""
+    raise BpfError(errno.EINVAL, f"attach to interface {ifindex}")
+
+
+def force_clsact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on kernels before Linux 6.6."""
+    monkeypatch.setattr(libbpf, "attach_tcx", refuse_tcx)
+    monkeypatch.setattr(libbpf, "has_tcx", lambda: False)
 
 
 class HookedNode(Node):
@@ -261,9 +274,9 @@ class Beside:
         """Behind that device from now on; 0: the packets take their usual way."""
         self.map.update(word(8), target.to_bytes(8, "little"))
 
-    def at_clsact(self, ifindex: int, *, egress: bool, priority: int = 1, handle: int = 1) -> None:
+    def at_clsact(self, ifindex: int, *, egress: bool, priority: int = 1, handle: int = 1, marking: bool = False) -> None:
         """As a network plugin does that knows nothing of tcx."""
-        libbpf.attach_clsact(self.program, ifindex, priority, handle, egress=egress)
+        libbpf.attach_clsact(self.marking if marking else self.program, ifindex, priority, handle, egress=egress)
 
     def close(self) -> None:
         for link in self._links:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 import struct
@@ -16,11 +15,11 @@ import pytest
 from tests.dataplane.attached import programs_at
 from tests.dataplane.cut_copies import CUTTINGS, told
 from tests.dataplane.handing_over import handing_over
-from tests.dataplane.hooked_node import MACS, PEER, POD, TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC, Beside, HookedNode
+from tests.dataplane.hooked_node import MACS, PEER, POD, TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC, Beside, HookedNode, force_clsact
 from tests.unit.pipeline import frames
 from tests.unit.pipeline.node import KEY, PEER_MAC, POD_MAC, wait_until, why_not
-from vtap_agent.drivers import libbpf, links
-from vtap_agent.drivers.libbpf import BpfError
+from vtap_agent.drivers import libbpf, links, qdiscs
+from vtap_agent.errors import Retry
 from vtap_agent.pipeline import devices
 from vtap_agent.plan.dataplane import (
     Action,
@@ -49,11 +48,6 @@ def one_in(number: int) -> TapProgram:
     return TapProgram(Action.INCLUDE, (), Sampling(SamplingType.ONE_IN, one_in=number))
 
 
-def refuse_tcx(_program: int, ifindex: int, **_where: bool) -> int:
-    """As kernels before Linux 6.6 do."""
-    raise BpfError(errno.EINVAL, f"attach to interface {ifindex}")
-
-
 @pytest.fixture(params=["tcx", "clsact", "handover"])
 def node(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HookedNode]:
     """As on this kernel, as before Linux 6.6, and with a CPU set aside for copies."""
@@ -64,7 +58,7 @@ def node(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_pa
             yield made
         return
     if request.param == "clsact":
-        monkeypatch.setattr(libbpf, "attach_tcx", refuse_tcx)
+        force_clsact(monkeypatch)
     with HookedNode() as made:
         yield made
 
@@ -74,6 +68,16 @@ def hooked() -> Iterator[HookedNode]:
     """As on this kernel."""
     if reason := why_not():
         pytest.skip(reason)
+    with HookedNode() as made:
+        yield made
+
+
+@pytest.fixture
+def clsact(monkeypatch: pytest.MonkeyPatch) -> Iterator[HookedNode]:
+    """As before Linux 6.6."""
+    if reason := why_not():
+        pytest.skip(reason)
+    force_clsact(monkeypatch)
     with HookedNode() as made:
         yield made
 
@@ -381,12 +385,12 @@ def both_ways(node: HookedNode, frames_each: int = 20) -> tuple[int, int]:
     return len(at_peer.frames(frames_each, 1)), len(at_pod.frames(frames_each, 1))
 
 
-def test_whoever_gets_in_front_is_noticed_and_passed_again(hooked: HookedNode, compiled: Path) -> None:
-    node, plane = hooked, hooked.plane()
+def test_whoever_gets_in_front_is_noticed_and_passed_again(node: HookedNode, compiled: Path) -> None:
+    plane = node.plane()
     other, index = Beside(compiled, TC_ACT_OK), socket.if_nametoindex(POD)
     node.apply(plane)
     for egress in (False, True):
-        other.at_tcx(index, egress=egress, first=True)
+        other.at_clsact(index, egress=egress) if _without_tcx() else other.at_tcx(index, egress=egress, first=True)
     assert len(node.backend.verify(plane)) == 2
     node.apply(plane)
     copies = node.capture()
@@ -427,7 +431,7 @@ def test_others_programs_run_whether_they_come_before_or_after_ours(
 
 
 def _without_tcx() -> bool:
-    return libbpf.attach_tcx is refuse_tcx
+    return not libbpf.has_tcx()
 
 
 def test_what_a_later_program_drops_was_copied_and_stays_dropped(node: HookedNode, compiled: Path) -> None:
@@ -442,12 +446,15 @@ def test_what_a_later_program_drops_was_copied_and_stays_dropped(node: HookedNod
     other.close()
 
 
-def test_a_program_behind_ours_finds_the_packet_untouched(hooked: HookedNode, compiled: Path) -> None:
-    node = hooked
+def test_a_program_behind_ours_finds_the_packet_untouched(node: HookedNode, compiled: Path) -> None:
     other, index = Beside(compiled), socket.if_nametoindex(POD)
     node.apply(node.plane())
-    other.at_tcx(index, egress=False, first=True, marking=True)
-    other.at_tcx(index, egress=False)
+    if _without_tcx():
+        other.at_clsact(index, egress=False, marking=True)  # in front of ours: the latest comes first within a priority
+        other.at_clsact(index, egress=False, priority=5)
+    else:
+        other.at_tcx(index, egress=False, first=True, marking=True)
+        other.at_tcx(index, egress=False)
     frame = tagged(datagram(4, b"tagged"), (0x8100, 0x6000 | 30))
     copies = node.capture()
     node.sender(POD).send(frame)
@@ -461,9 +468,8 @@ def test_a_program_behind_ours_finds_the_packet_untouched(hooked: HookedNode, co
     other.close()
 
 
-def test_clsact_of_others_stays_and_ours_goes(hooked: HookedNode, compiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    node = hooked
-    monkeypatch.setattr(libbpf, "attach_tcx", _refuse)
+def test_clsact_of_others_stays_and_ours_goes(clsact: HookedNode, compiled: Path) -> None:
+    node = clsact
     index, theirs = socket.if_nametoindex(POD), socket.if_nametoindex(PEER)
     other = Beside(compiled)
     other.at_clsact(theirs, egress=True, priority=7, handle=3)
@@ -479,13 +485,147 @@ def test_clsact_of_others_stays_and_ours_goes(hooked: HookedNode, compiled: Path
     other.close()
 
 
-def _refuse(_program: int, ifindex: int, **_where: bool) -> int:
-    raise BpfError(errno.EINVAL, f"attach to interface {ifindex}")
-
-
-def _qdisc(name: str) -> bool:
+def _qdisc(name: str, kind: str = "clsact") -> bool:
     told = subprocess.run(["tc", "qdisc", "show", "dev", name], check=True, capture_output=True, text=True).stdout
-    return "clsact" in told
+    return f"qdisc {kind} " in told
+
+
+def _takes_all(priority: int) -> None:
+    """A filter of a kind that is not ours, that ends the list for every packet that the pod sends; it lets them pass."""
+    command = f"tc filter add dev {POD} ingress protocol all prio {priority} u32 match u32 0 0 flowid 1:1"
+    done = subprocess.run(command.split(), check=False, capture_output=True, text=True)
+    if "classifier not found" in done.stderr:
+        pytest.skip("this kernel has no u32")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_filter_of_another_kind_that_stays_in_front_is_told_until_it_goes(clsact: HookedNode) -> None:
+    node, plane = clsact, clsact.plane()
+    _qdisc_command("add", "clsact")
+    for priority in (1, 3):
+        _takes_all(priority)
+    node.apply(plane)
+    ((feed, sentence),) = node.backend.problems(plane, frozenset()).items()
+    assert (feed.place, feed.direction) == (POD, Direction.EGRESS)
+    assert "pod0" in sentence and "priority 1" in sentence and "Linux 6.6" in sentence
+    assert copied(node, 20) == {0: 20, 1: 0}
+    subprocess.run(["tc", "filter", "del", "dev", POD, "ingress", "prio", "1"], check=True)
+    node.apply(plane)
+    assert node.backend.problems(plane, frozenset()) == {}
+    assert copied(node, 40) == {0: 20, 1: 20}
+
+
+# --- beside a qdisc of kind ingress, which has one side ----------------------------------------------------------------------
+
+
+def _qdisc_command(*words: str, name: str = POD) -> None:
+    """As the CNI bandwidth plugin and Open vSwitch's ingress_policing_rate do it."""
+    subprocess.run(["tc", "qdisc", words[0], "dev", name, *words[1:]], check=True)
+
+
+def unrefused(node: HookedNode, plane: DataPlane) -> DataPlane:
+    """What the planner makes of it: refused feeds are neither attached nor looked up."""
+    refused = node.backend.refusals(plane)
+    sources = tuple(source for source in plane.sources if source.feed not in refused)
+    return replace(plane, hooks=plane.hooks - refused.keys(), sources=sources)
+
+
+def copied(node: HookedNode, count: int) -> dict[int, int]:
+    """Of 20 packets each way, which all arrive, so many copies: how many by slot (0: Ingress, 1: Egress)."""
+    before = {slot: node.settled(slot).seen for slot in (0, 1)}
+    copies = node.capture()
+    assert both_ways(node) == (20, 20)
+    slots = keys(copies.frames(count))
+    assert {slot: node.settled(slot).seen - before[slot] for slot in (0, 1)} == {slot: slots.count(slot) for slot in (0, 1)}
+    return {slot: slots.count(slot) for slot in (0, 1)}
+
+
+def test_beside_an_ingress_qdisc_what_a_pod_sends_is_copied_and_what_it_receives_is_refused(clsact: HookedNode) -> None:
+    node = clsact
+    _qdisc_command("add", "ingress")
+    plane = node.plane()
+    ((feed, sentence),) = node.backend.refusals(plane).items()
+    assert (feed.place, feed.direction) == (POD, Direction.INGRESS)
+    for words in (POD, "ingress", "tc qdisc del dev pod0 ingress", "tc qdisc add dev pod0 clsact", "Linux 6.6"):
+        assert words in sentence
+    node.apply(unrefused(node, plane))
+    assert node.backend.verify(unrefused(node, plane)) == ()
+    assert copied(node, 20) == {0: 0, 1: 20}
+    node.apply(DataPlane())
+    assert programs_at(POD) == []
+    assert _qdisc(POD, "ingress"), "it is somebody else's"
+
+
+def test_the_cure_for_an_ingress_qdisc_works(clsact: HookedNode) -> None:
+    node, plane = clsact, clsact.plane()
+    _qdisc_command("add", "ingress")
+    node.apply(unrefused(node, plane))
+    _qdisc_command("del", "ingress")
+    _qdisc_command("add", "clsact")
+    assert node.backend.refusals(plane) == {}
+    node.apply(plane)
+    assert copied(node, 40) == {0: 20, 1: 20}
+
+
+def test_an_ingress_qdisc_that_takes_the_place_of_clsact_leaves_what_a_pod_sends(clsact: HookedNode) -> None:
+    node, plane = clsact, clsact.plane()
+    node.apply(plane)
+    _qdisc_command("del", "clsact")
+    _qdisc_command("add", "ingress")
+    assert [feed.direction for feed in node.backend.refusals(plane)] == [Direction.INGRESS]
+    node.apply(unrefused(node, plane))
+    assert copied(node, 20) == {0: 0, 1: 20}
+    node.apply(DataPlane())
+    assert programs_at(POD) == []
+    assert _qdisc(POD, "ingress")
+
+
+@pytest.mark.parametrize("wanted", [{Direction.INGRESS}, {Direction.INGRESS, Direction.EGRESS}], ids=["Ingress", "both"])
+def test_what_an_older_version_put_at_the_wrong_side_of_an_ingress_qdisc_goes(
+    clsact: HookedNode, monkeypatch: pytest.MonkeyPatch, wanted: set[Direction]
+) -> None:
+    """It took every qdisc in clsact's place for clsact."""
+    node, plane = clsact, clsact.plane()
+    plane = replace(plane, hooks=frozenset(feed for feed in plane.hooks if feed.direction in wanted))
+    plane = replace(plane, sources=tuple(source for source in plane.sources if source.feed in plane.hooks))
+    _qdisc_command("add", "ingress")
+    with monkeypatch.context() as older:
+        older.setattr(qdiscs, "one_sided", frozenset)
+        node.apply_steps(node.steps(plane))
+        assert programs_at(POD) != []
+    node.apply(unrefused(node, plane))
+    assert (programs_at(POD) != []) is (Direction.EGRESS in wanted)
+    if Direction.EGRESS in wanted:
+        assert copied(node, 20) == {0: 0, 1: 20}
+    node.apply(DataPlane())
+    assert programs_at(POD) == []
+
+
+def test_an_ingress_qdisc_that_comes_while_attaching_gets_nothing_at_its_wrong_side(clsact: HookedNode) -> None:
+    node, plane = clsact, clsact.plane()
+    steps = node.steps(plane)
+    _qdisc_command("add", "ingress")
+    with pytest.raises(Retry, match="tc qdisc del dev pod0 ingress"):
+        node.apply_steps(steps)
+    assert not [line for line in programs_at(POD) if "watch_ingress" in line]
+    node.apply(unrefused(node, plane))
+    assert copied(node, 20) == {0: 0, 1: 20}
+
+
+def test_tcx_comes_before_an_ingress_qdisc_and_has_both_sides(hooked: HookedNode, compiled: Path) -> None:
+    """Even where all that the qdisc meets is dropped."""
+    if not libbpf.has_tcx():
+        pytest.skip("this kernel has no tcx: it is Linux 6.6 that has it")
+    node, plane, other = hooked, hooked.plane(), Beside(compiled, TC_ACT_SHOT)
+    _qdisc_command("add", "ingress")
+    other.at_clsact(socket.if_nametoindex(POD), egress=False)
+    assert node.backend.refusals(plane) == {}
+    node.apply(plane)
+    copies = node.capture()
+    assert both_ways(node) == (0, 20)
+    slots = keys(copies.frames(40))
+    assert (slots.count(0), slots.count(1), other.count) == (20, 20, 20)
+    other.close()
 
 
 # --- life --------------------------------------------------------------------------------------------------------------------

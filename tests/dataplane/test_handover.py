@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.dataplane.handing_over import OLD, handing_over
-from tests.dataplane.hooked_node import PEER, POD, HookedNode
+from tests.dataplane.hooked_node import PEER, POD, HookedNode, force_clsact
 from tests.dataplane.test_ebpf_hooks import (
     BROADCAST,
     KINDS,
@@ -22,7 +22,6 @@ from tests.dataplane.test_ebpf_hooks import (
     first,
     inner,
     keys,
-    refuse_tcx,
     segments,
     super_packet,
 )
@@ -47,7 +46,7 @@ def node(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_pa
     if reason := why_not():
         pytest.skip(reason)
     if request.param == "clsact":
-        monkeypatch.setattr(libbpf, "attach_tcx", refuse_tcx)
+        force_clsact(monkeypatch)
     with handing_over(monkeypatch, tmp_path) as made:
         yield made
 

@@ -6,6 +6,7 @@ import itertools
 import os
 import socket
 import struct
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from dataclasses import replace
 import pytest
 
 from tests.dataplane.attached import programs_at
+from tests.dataplane.hooked_node import force_clsact
 from tests.dataplane.packets import ICMP, ICMPV6, TCP, Packet, is_housekeeping, packet_in
 from tests.unit.pipeline import frames
 from tests.unit.pipeline.node import (
@@ -35,6 +37,7 @@ from tests.unit.pipeline.node import (
     wait_until,
     why_not,
 )
+from vtap_agent.drivers import qdiscs
 from vtap_agent.pipeline.recover import EdgeCounters, EdgePrograms
 from vtap_agent.pipeline.recover_probe import EdgeProber
 from vtap_agent.plan.dataplane import ANY_VLAN, DataPlane, Destination, Encapsulation
@@ -548,6 +551,32 @@ def test_an_edge_answers_probes_and_its_end_shows(site: Site) -> None:
         assert prober.watch(frozenset()) == frozenset()
     finally:
         prober.stop()
+
+
+def test_before_tcx_an_ingress_qdisc_leaves_an_edge_no_place(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    force_clsact(monkeypatch)
+    site.remove_edge()
+    with Inside(site.sink):
+        subprocess.run(["tc", "qdisc", "add", "dev", MONITOR, "ingress"], check=True)
+        edges = EdgePrograms(site.root)
+        try:
+            (problem,) = edges.apply([site.monitor_of(MONITOR4)])
+            for words in (MONITOR4, f"tc qdisc del dev {MONITOR} ingress", f"tc qdisc add dev {MONITOR} clsact", "Linux 6.6"):
+                assert words in problem
+            assert programs_at(MONITOR) == []
+            with monkeypatch.context() as older:  # It took every qdisc in clsact's place for clsact.
+                older.setattr(qdiscs, "one_sided", frozenset)
+                assert edges.apply([site.monitor_of(MONITOR4)]) == ()
+                assert programs_at(MONITOR) != []
+            assert edges.apply([site.monitor_of(MONITOR4)]) == (problem,)
+            assert programs_at(MONITOR) == []
+            subprocess.run(["tc", "qdisc", "del", "dev", MONITOR, "ingress"], check=True)
+            assert edges.apply([site.monitor_of(MONITOR4)]) == ()
+            assert programs_at(MONITOR) != []
+        finally:
+            edges.destroy()
+            for kind in ("ingress", "clsact"):  # Whichever there is.
+                subprocess.run(["tc", "qdisc", "del", "dev", MONITOR, kind], check=False, capture_output=True)
 
 
 def test_nothing_of_ours_remains_at_an_edge(site: Site) -> None:

@@ -69,9 +69,11 @@ class EbpfBackend:
         return 0
 
     def refusals(self, wanted: DataPlane) -> dict[Feed, str]:
-        """Devices of our own, which carry copies."""
-        own = self._hooks.own_devices() if wanted.hooks else frozenset[int]()
-        return {
+        """Devices of our own, which carry copies; and sides of devices that nothing can be attached to."""
+        if not wanted.hooks:
+            return {}
+        own = self._hooks.own_devices()
+        return self._hooks.without_place(wanted.hooks) | {
             feed: f"{feed.place} is a device of VirtualTap's own; tapping it would copy copies"
             for feed in wanted.hooks
             if feed.ifindex in own
@@ -107,9 +109,9 @@ class EbpfBackend:
         return tuple(_concerning(step, wanted) for step in self.plan(wanted))
 
     def problems(self, wanted: DataPlane, suspects: frozenset[Feed]) -> Mapping[Feed, str]:
-        """None that `verify` does not find."""
-        del wanted, suspects
-        return {}
+        """Those that others' filters are in front of for good."""
+        del suspects
+        return self._hooks.stay_behind(wanted.hooks)
 
 
 def _concerning(step: HookStep, wanted: DataPlane) -> Shortfall:

@@ -34,6 +34,8 @@ LOG_LINES = 20
 ENOTSUPP = 524
 """The kernel's own number for what a type of map cannot do; no errno of user space."""
 MAX_TCX = 64
+LOOPBACK = 1
+"""The ifindex of `lo`, in every network namespace."""
 BATCH = 4096
 """Entries that are read at once of a map of any size."""
 _Bytes = ctypes.Array[ctypes.c_char]
@@ -478,8 +480,13 @@ def tcx_programs(ifindex: int, *, egress: bool = False) -> list[int]:
     return list(ids[: min(count.value, MAX_TCX)])
 
 
+def has_tcx() -> bool:
+    """Whether this kernel has tcx: Linux 6.6. Older ones don't know its hooks, whatever device is asked about."""
+    return -_lib().bpf_prog_query(LOOPBACK, BPF_TCX_INGRESS, 0, None, None, byref(c_uint32(0))) != errno.EINVAL
+
+
 def make_clsact(ifindex: int) -> bool:
-    """Adds the clsact qdisc; False where there is one."""
+    """Adds the clsact qdisc; False where its place is taken, by one or by an ingress qdisc (qdiscs.py)."""
     made = _lib().bpf_tc_hook_create(byref(_clsact(ifindex, egress=False)))
     if -made == errno.EEXIST:
         return False

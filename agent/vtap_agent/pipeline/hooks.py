@@ -5,7 +5,8 @@ the list for it, in tcx as in clsact: docs/decisions/0100.
 
 A map notes which devices we are at, before we are: so that an agent that was killed, or another version of it, finds them all.
 With tcx (Linux 6.6) a link is pinned for each; before, a filter with a priority and a handle of its own hangs at clsact. That is
-added where there is none, and taken away only where we have added it and nobody else uses it.
+added where there is none, and taken away only where we have added it and nobody else uses it. Where somebody has an ingress qdisc
+in its place, a pod's Egress is looked at there, and its Ingress can't be.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +66,7 @@ class Hooks:
     def __init__(self, kernel: Kernel, node: str) -> None:
         self._kernel = kernel
         self._node = node
+        self._one_sided = frozenset[int]()
 
     # What is there
 
@@ -78,8 +81,25 @@ class Hooks:
 
     def running(self) -> frozenset[Feed]:
         """Those that run the present `watch`, before anybody else's program that it could come before."""
+        self._look()
         places = {feed: _watch(feed.ifindex, feed.direction) for feed in self.noted() if feed.place}
         return frozenset(feed for feed, place in places.items() if self._runs(place) and not self._is_behind(place))
+
+    def without_place(self, feeds: Iterable[Feed]) -> dict[Feed, str]:
+        """Those that cannot be attached, and why: before tcx, an ingress qdisc leaves its device no egress."""
+        self._look()
+        lost = (feed for feed in feeds if feed.direction is Direction.INGRESS and feed.ifindex in self._one_sided)
+        return {feed: f"what the pod receives can't be seen: {qdiscs.no_egress(feed.place)}, or tap Egress only" for feed in lost}
+
+    def stay_behind(self, feeds: Iterable[Feed]) -> dict[Feed, str]:
+        """Those that somebody's filter of another kind is in front of, which only tcx could pass."""
+        self._look()
+        behind = (feed for feed in feeds if self._stays_behind(_watch(feed.ifindex, feed.direction)))
+        return {
+            feed: f"what somebody's filter at {feed.place} takes is not copied: it is no eBPF program and has priority 1, "
+            "before which there is none; give it a later one, or run Linux 6.6"
+            for feed in behind
+        }
 
     def can_enter(self) -> bool:
         """Whether clones find `enter`, wherever they go first."""
@@ -133,6 +153,7 @@ class Hooks:
 
         `Retry` where the device has gone.
         """
+        self._look()
         for port in PORTS.values():
             self._keep_port(port)
         self._note(feed.ifindex, self._notes().get(feed.ifindex, 0) | BITS[feed.direction])
@@ -150,14 +171,19 @@ class Hooks:
 
     def detach(self, feed: Feed) -> None:
         """Nothing of ours is at that side any more; nothing happens where it has gone."""
+        self._look()
         self._take(_watch(feed.ifindex, feed.direction))
         bits = self._notes().get(feed.ifindex, 0) & ~BITS[feed.direction]
+        if feed.ifindex in self._one_sided and not bits & BITS[Direction.EGRESS]:
+            # An older version put filters for egress there, too.
+            self._take(_watch(feed.ifindex, Direction.EGRESS))
         if bits == MADE_CLSACT and not qdiscs.has_filters(feed.ifindex):
             libbpf.remove_clsact(feed.ifindex)
         self._note(feed.ifindex, bits if bits != MADE_CLSACT else 0)
 
     def renew(self) -> None:
         """Older programs of ours get the present ones in their place; what was at devices that have gone is forgotten."""
+        self._look()
         for feed in self.noted():
             place = _watch(feed.ifindex, feed.direction)
             if not feed.place:
@@ -193,6 +219,9 @@ class Hooks:
 
     # One place
 
+    def _look(self) -> None:
+        self._one_sided = frozenset() if libbpf.has_tcx() else qdiscs.one_sided()
+
     def _pin(self, place: _Place) -> Path:
         return self._kernel.root / "links" / place.pin
 
@@ -222,6 +251,8 @@ class Hooks:
 
     def _put_at_clsact(self, program: int, place: _Place) -> bool:
         made = libbpf.make_clsact(place.ifindex)
+        if place.egress and not made and place.ifindex in qdiscs.one_sided():
+            raise Retry(qdiscs.no_egress(device_name(place.ifindex)))
         priority = next((one for one in (FIRST, ANYWHERE) if self._filter(place, one) is not None), FIRST)
         try:
             libbpf.attach_clsact(program, place.ifindex, priority, HANDLE, egress=place.egress)
@@ -244,6 +275,8 @@ class Hooks:
                 libbpf.detach_clsact(place.ifindex, priority, HANDLE, egress=place.egress)
 
     def _filter(self, place: _Place, priority: int) -> int | None:
+        if place.egress and place.ifindex in self._one_sided:
+            return None  # What the kernel would tell of is at ingress.
         return libbpf.clsact_program(place.ifindex, priority, HANDLE, egress=place.egress)
 
     def _is_behind(self, place: _Place) -> bool:
@@ -252,7 +285,16 @@ class Hooks:
             ids = libbpf.tcx_programs(place.ifindex, egress=place.egress)
             return self._program_at(place) in ids[1:]
         first = qdiscs.first_filter(place.ifindex, egress=place.egress)
-        return self._filter(place, FIRST) is not None and first != (FIRST, HANDLE)
+        if self._filter(place, FIRST) is not None:
+            return first != (FIRST, HANDLE)
+        # What had the first priority when ours came may have gone since.
+        return self._filter(place, ANYWHERE) is not None and first is not None and FIRST < first[0] < ANYWHERE
+
+    def _stays_behind(self, place: _Place) -> bool:
+        if self._pin(place).exists() or self._filter(place, ANYWHERE) is None:
+            return False
+        first = qdiscs.first_filter(place.ifindex, egress=place.egress)
+        return first is not None and first[0] == FIRST
 
     def _runs(self, place: _Place) -> bool:
         return self._program_at(place) == self._kernel.program_ids[place.program]

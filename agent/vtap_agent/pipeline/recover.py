@@ -14,9 +14,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vtap_agent.drivers import libbpf
+from vtap_agent.drivers import libbpf, qdiscs
 from vtap_agent.drivers.libbpf import BpfError, Map
-from vtap_agent.errors import VtapError
+from vtap_agent.errors import TellUser, VtapError
 from vtap_agent.pipeline import compiler, recover_layout
 from vtap_agent.pipeline.compiler import cache_directory, compile_object, source_hash
 from vtap_agent.pipeline.kernel import mount_bpffs
@@ -173,7 +173,7 @@ class EdgePrograms:
         link = libbpf.get_pinned(self._link_path(monitor.device))
         if link is None:
             attached = libbpf.clsact_program(monitor.ifindex, CLSACT_PRIORITY, CLSACT_HANDLE, egress=True)
-            return attached == self._program_id
+            return attached == self._program_id and monitor.ifindex not in qdiscs.one_sided()
         try:
             state = libbpf.link_info(link)
         finally:
@@ -196,12 +196,19 @@ class EdgePrograms:
         except BpfError as error:
             if error.errno != errno.EINVAL:
                 raise
-            libbpf.attach_clsact(self._program, monitor.ifindex, CLSACT_PRIORITY, CLSACT_HANDLE, egress=True)
+            self._attach_at_clsact(monitor)
             return
         try:
             libbpf.pin(made, path)
         finally:
             os.close(made)
+
+    def _attach_at_clsact(self, monitor: Monitor) -> None:
+        if not libbpf.make_clsact(monitor.ifindex) and monitor.ifindex in qdiscs.one_sided():
+            # What an older version attached there is at ingress.
+            libbpf.detach_clsact(monitor.ifindex, CLSACT_PRIORITY, CLSACT_HANDLE, egress=True)
+            raise TellUser(qdiscs.no_egress(monitor.device))
+        libbpf.attach_clsact(self._program, monitor.ifindex, CLSACT_PRIORITY, CLSACT_HANDLE, egress=True)
 
     def _remove(self, keys: set[bytes], kept: set[int]) -> None:
         """Detached before the entry goes: a copy that is let through is for no stack, with or without us."""

@@ -40,6 +40,7 @@ from vtap_agent.plan.steps import Phase, Step, ordered
 from vtap_agent.plan.streams import StreamId
 from vtap_agent.plan.verdicts import TapVerdict
 from vtap_agent.report.announcer import LINGER, Announcer
+from vtap_agent.report.ids import lacking_ids
 from vtap_agent.report.ledger import Row, with_uncopied
 from vtap_agent.report.metrics import AgentMetrics, Reading
 from vtap_agent.report.rates import Rate, Sample, rates
@@ -196,6 +197,7 @@ class Loop:
         self._unverified: tuple[Shortfall, ...] = ()
         self._feed_problems: Mapping[Feed, str] = {}
         self._passed_by = frozenset[Feed]()
+        self._lacking_ids: Mapping[str, float] = {}
         self._source_problems: tuple[str, ...] = ()
         self._inventory_problems: tuple[str, ...] = ()
         self._inventory: Inventory | None = None
@@ -555,6 +557,7 @@ class Loop:
     def _take_view(self, counters: NodeCounters, rows: tuple[Row, ...]) -> None:
         parts = self._parts
         before, self._sample = self._sample, Sample(time.monotonic(), rows)
+        self._lacking_ids = lacking_ids(self._lacking_ids, before, self._sample)
         map_bytes = parts.pipeline.map_bytes() if self._maps_changed else self.view.map_bytes
         self._maps_changed = False
         self.view = replace(
@@ -580,6 +583,7 @@ class Loop:
             collector_problems={name: answer.problem for name, answer in answers.items() if answer.problem},
             confirming=frozenset(name for name, answer in answers.items() if answer.streams and not answer.problem),
             unarriving=frozenset(row.name for row in self.view.rows if (row.key, row.incarnation) in unarriving),
+            unidentified=frozenset(row.name for row in self.view.rows if row.incarnation in self._lacking_ids),
         )
         said = (observations, self._verdicts)
         if said == self._said:

@@ -194,7 +194,7 @@ class DpdkLab(Lab):
 
     def delete_pod(self, pod: Pod) -> None:
         """An application ends first, as its end of the socket does."""
-        if pod.sandbox and self.applications is not None:
+        if pod.sandbox not in ("", pod.netns) and self.applications is not None:
             for name in (f"virtio-{pod.host_name}", f"dpdk-{pod.host_name}"):
                 self.applications.delete_port(APPLICATIONS_BRIDGE, name)
         super().delete_pod(pod)

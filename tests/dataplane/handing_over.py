@@ -13,8 +13,10 @@ import pytest
 
 from tests.dataplane.hooked_node import HookedNode
 from tests.unit.pipeline.node import Node, libc
-from vtap_agent.drivers import steering
+from vtap_agent.drivers import libbpf, steering
 from vtap_agent.errors import TellUser
+from vtap_agent.pipeline import encode, layout
+from vtap_agent.pipeline.kernel import word
 
 MNT_DETACH = 2
 OLD = ("5.", "6.0.", "6.1.", "6.2.", "6.3.", "6.4.", "6.5.")
@@ -79,3 +81,17 @@ def _handing_over(kind: type[N], monkeypatch: pytest.MonkeyPatch, folder: Path, 
                 pytest.skip(str(error))
             raise
         yield made
+
+
+def sent_by_cpu(root: Path, slot: int) -> dict[int, int]:
+    """Of the agent whose eBPF objects are pinned under `root`. Only CPUs that have sent."""
+    pinned = libbpf.get_pinned(root / "maps" / f"handled_v{layout.LAYOUT_VERSION}")
+    assert pinned is not None
+    handled = libbpf.Map(pinned)
+    try:
+        raw = handled.lookup(word(slot)) or b""
+    finally:
+        handled.close()
+    values = (raw[at : at + handled.value_size] for at in range(0, len(raw), handled.stride))
+    found = {cpu: encode.decode(layout.SendCounters, one).sent for cpu, one in enumerate(values)}
+    return {cpu: sent for cpu, sent in found.items() if sent}

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.dataplane.handing_over import sent_by_cpu
 from tests.dataplane.site import PATIENCE, Site, expect_each_once, expect_none, point
+from vtap_agent.drivers import steering
+from vtap_agent.drivers.unixctl import Vswitchd
+from vtap_agent.plan.dataplane import MAX_SLOTS
 from vtap_lab import preflight
 from vtap_lab.dpdk import DpdkLab, why_no_dpdk
 from vtap_lab.errors import wait_for
@@ -18,6 +26,11 @@ from vtap_lab.lab import BRIDGE, Lab, Pod
 pytestmark = [pytest.mark.slow, pytest.mark.lab]
 COUNT = 200
 UDP_ONLY = {"defaultAction": "Exclude", "rules": [{"action": "Include", "protocol": "UDP"}]}
+SILENT_MAC = "00:00:00:00:00:00"
+"""Source and destination of what net_null makes."""
+MANY, ONE_IN = 500_000, 1000
+BURST = 32
+"""Packets that a poll-mode thread takes at once."""
 BACKENDS = pytest.mark.parametrize("backend", ["OVSMirror", "OVSGroup"])
 
 
@@ -266,23 +279,83 @@ def test_one_in_n_is_counted_to_the_packet(site: Site, pair: tuple[str, Pod, Pod
 
 
 @BACKENDS
-def test_other_cpus_may_work_at_what_poll_mode_threads_copy(site: Site, pair: tuple[str, Pod, Pod], backend: str) -> None:
+def test_other_cpus_may_work_at_what_poll_mode_threads_copy(
+    lab: DpdkLab, site: Site, pair: tuple[str, Pod, Pod], backend: str
+) -> None:
+    cpu = max(steering.online_cpus())
+    if cpu in lab.dpdk.cores:
+        pytest.skip("needs a CPU beside the poll-mode thread's")
     app, pod, peer = pair
     name = f"elsewhere-{app}-{backend.lower()}"
     site.agent.stop()
-    site.start_agent("--export-cpus=0")
+    site.start_agent(f"--export-cpus={cpu}")
     try:
         site.tap(name, app, backend=backend)
         sent = start_exchange(site.lab, pod, peer, count=COUNT).finish()
         received = start_exchange(site.lab, peer, pod, count=COUNT).finish()
-        site.closes(name)
+        summary = site.closes(name)
         found = site.stored(name)
         expect_each_once(found, sent, at(site, pod, "egress"))
         expect_each_once(found, received, at(site, pod, "ingress"))
+        assert summary["lost"] == summary["dropped"] == 0
+        slots = [row["key"] - MAX_SLOTS for row in rows(site, name)]
+        # An agent that writes to sysfs has mounts of its own in a lab.
+        pins = Path(f"/proc/{site.agent.process.pid}/root{lab.run_dir}/bpf")
+        by_cpu = sum((Counter(sent_by_cpu(pins, slot)) for slot in slots), Counter[int]())
+        assert by_cpu.keys() == {cpu} and by_cpu[cpu] >= 2 * COUNT
         site.remove_tap(name)
     finally:
         site.agent.stop()
         site.start_agent()
+
+
+def rows(site: Site, name: str) -> list[dict[str, Any]]:
+    """The agent's side of the ledger, of a tap's points."""
+    return [row for row in site.agent.get("/v1/ledger")["points"] if row["tap"]["name"] == name and not row["closed"]]
+
+
+@contextlib.contextmanager
+def source_of_packets(lab: DpdkLab) -> Iterator[Pod]:
+    """A pod whose port is a net_null: it makes packets as fast as the thread takes them, and the bridge drops them."""
+    flow = f"dl_src={SILENT_MAC}"
+    lab.switch.ofctl("add-flow", BRIDGE, f"priority=40000,{flow},actions=drop")
+    try:
+        pod = lab.add_generator("source", "net_null", "size=64", SILENT_MAC, namespace="shop", labels={"app": "source"})
+        try:
+            yield pod
+        finally:
+            lab.delete_pod(pod)
+    finally:
+        lab.switch.ofctl("del-flows", BRIDGE, flow)
+
+
+@BACKENDS
+def test_what_a_net_null_makes_is_all_seen(lab: DpdkLab, site: Site, backend: str) -> None:
+    """As precisely as two counters can be compared that go on meanwhile: one is read before and after the other, each time."""
+    name, vswitchd = f"null-{backend.lower()}", Vswitchd(lab.switch.directory)
+    with source_of_packets(lab) as pod:
+        port = lab.port_of(pod)
+
+        def received() -> int:
+            return vswitchd.port_counters()[port].received
+
+        def seen() -> int:
+            (row,) = rows(site, name)
+            return row["seen"]
+
+        site.tap(name, "source", backend=backend, direction="Egress", sampling={"type": "OneIn", "oneIn": ONE_IN})
+        wait_for(lambda: seen() > 0, PATIENCE, "the thread copies")
+        first = (seen(), received(), seen())
+        wait_for(lambda: received() >= first[1] + MANY, PATIENCE, "the source goes on")
+        last = (seen(), received(), seen())
+    made = last[1] - first[1]
+    # A burst that was received may not have been looked at yet.
+    assert last[0] - first[2] - BURST <= made <= last[2] - first[0] + BURST
+    summary = site.closes(name)
+    assert summary["seen"] >= made and summary["dropped"] == 0
+    # Binomial: six standard deviations.
+    wanted = summary["seen"] / ONE_IN
+    assert abs(summary["sent"] - wanted) <= 6 * math.sqrt(wanted)
 
 
 def test_the_tap_port_is_a_device_that_costs_poll_mode_threads_little(site: Site, veths: tuple[Pod, Pod]) -> None:

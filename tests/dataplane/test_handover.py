@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.dataplane.handing_over import OLD, handing_over
+from tests.dataplane.handing_over import OLD, handing_over, sent_by_cpu
 from tests.dataplane.hooked_node import PEER, POD, HookedNode, force_clsact
 from tests.dataplane.test_ebpf_hooks import (
     BROADCAST,
@@ -27,10 +27,10 @@ from tests.dataplane.test_ebpf_hooks import (
 )
 from tests.unit.pipeline import frames
 from tests.unit.pipeline.node import EGRESS, INGRESS, PEER_MAC, POD_MAC, Node, ip, wait_until, why_not
-from vtap_agent.drivers import libbpf, links, steering
+from vtap_agent.drivers import links, steering
 from vtap_agent.errors import TellUser
-from vtap_agent.pipeline import Pipeline, devices, encode, handover, layout
-from vtap_agent.pipeline.kernel import ZERO, word
+from vtap_agent.pipeline import Pipeline, devices, handover
+from vtap_agent.pipeline.kernel import ZERO
 from vtap_agent.plan.dataplane import ANY_VLAN, Action, Sampling, SamplingType, TapProgram
 
 NEEDS_CHECKSUM, GSO_UDP_L4 = 1, 5
@@ -63,20 +63,6 @@ def elsewhere(node: HookedNode) -> Iterator[None]:
     os.sched_setaffinity(0, allowed)
 
 
-def sent_by_cpu(node: HookedNode, slot: int) -> dict[int, int]:
-    """Only CPUs that have sent."""
-    pinned = libbpf.get_pinned(node.root / "maps" / f"handled_v{layout.LAYOUT_VERSION}")
-    assert pinned is not None
-    handled = libbpf.Map(pinned)
-    try:
-        raw = handled.lookup(word(slot)) or b""
-    finally:
-        handled.close()
-    values = (raw[at : at + handled.value_size] for at in range(0, len(raw), handled.stride))
-    found = {cpu: encode.decode(layout.SendCounters, one).sent for cpu, one in enumerate(values)}
-    return {cpu: sent for cpu, sent in found.items() if sent}
-
-
 @pytest.mark.usefixtures("elsewhere")
 def test_copies_are_worked_at_there(node: HookedNode) -> None:
     node.apply(node.plane())
@@ -89,7 +75,7 @@ def test_copies_are_worked_at_there(node: HookedNode) -> None:
     assert segments(packet, copies.frames(21), 4) == payload
     node.settled(1)
     (cpu,) = node.export_cpus
-    assert sent_by_cpu(node, 1) == {cpu: 22}
+    assert sent_by_cpu(node.root, 1) == {cpu: 22}
 
 
 @pytest.mark.usefixtures("elsewhere")
@@ -105,7 +91,7 @@ def test_what_open_vswitch_copies_is_worked_at_there_too(node: HookedNode) -> No
     node.settled(0)
     node.settled(1)
     (cpu,) = node.export_cpus
-    assert (sent_by_cpu(node, 0), sent_by_cpu(node, 1)) == ({cpu: 2}, {cpu: 1})
+    assert (sent_by_cpu(node.root, 0), sent_by_cpu(node.root, 1)) == ({cpu: 2}, {cpu: 1})
     ip("link", "set", WAY.far, "down")
     node.tap(EGRESS, KINDS["IPv4"])
     assert dict(node.settled(1).dropped) == {"handover": 1}
@@ -332,7 +318,7 @@ def test_super_packets_of_udp_stay(node: HookedNode) -> None:
     assert len(copies.frames(4)) == 4
     counters = node.settled(1)
     assert (counters.seen, counters.sent) == (4, 4)
-    assert not node.export_cpus & sent_by_cpu(node, 1).keys()
+    assert not node.export_cpus & sent_by_cpu(node.root, 1).keys()
 
 
 def test_sampled_flows_go_to_all_cpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -350,7 +336,7 @@ def test_sampled_flows_go_to_all_cpus(monkeypatch: pytest.MonkeyPatch, tmp_path:
         counters = node.settled(1)
         # Binomial: mean 64, standard deviation 7.5; six of them.
         assert abs(counters.sent - 64) < 45
-        assert sent_by_cpu(node, 1).keys() == node.export_cpus
+        assert sent_by_cpu(node.root, 1).keys() == node.export_cpus
 
 
 def test_super_packets_may_be_as_large_as_the_kernel_makes_them(node: HookedNode) -> None:

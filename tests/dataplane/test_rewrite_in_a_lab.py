@@ -53,6 +53,15 @@ else:
             back += made.recv(65536)
         assert back == text
 """
+MANY = """
+import itertools, socket, time
+sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for number in itertools.cycle(range(5000)):
+    sender.sendto(b"!", (f"198.51.{number >> 8}.{number & 255}", 9))
+    if number % 50 == 0:
+        time.sleep(0.01)
+"""
+"""More destinations than a node has ids, again and again."""
 
 
 @dataclass
@@ -450,6 +459,35 @@ def test_what_cannot_be_is_said(started: Lab) -> None:
     wait_for(lambda: says(agent, "spec.packet: TapDestination 'default' has copies rewritten"), PATIENCE, "the cut is refused")
     write_tap(lab)
     wait_for(lambda: programmed(agent), PATIENCE, "it works once nothing is wrong")
+
+
+def test_more_destinations_than_ids_are_said_until_the_filter_names_fewer(started: Lab) -> None:
+    lab = started
+    web = lab.add_pod("web-0", namespace="shop", labels={"app": "web"})
+    client, monitor = lab.add_pod("client", namespace="shop"), lab.add_pod("monitor", namespace="soc")
+    lab.ip(web.netns, f"route add 198.51.0.0/16 via {client.ipv4}")
+    agent = lab.start_agent()
+    write_destination(lab, address=monitor.ipv4)
+    write_tap(lab, backend="EBPF", direction="Egress")
+    wait_for(lambda: programmed(agent), PATIENCE, "the tap is programmed")
+    sender = lab.spawn(web, sys.executable, "-c", MANY, name="many")
+    wait_for(lambda: delivering(agent) == ("False", "NoId"), PATIENCE, "copies without an id are said")
+    assert says(agent, "name peers in spec.filter") and not programmed(agent)
+    assert reasons(agent) >= {"noId"}
+
+    rule = {"action": "Include", "peer": {"cidr": "198.51.0.0/26"}}
+    write_tap(lab, backend="EBPF", direction="Egress", filter={"defaultAction": "Exclude", "rules": [rule]})
+    wait_for(lambda: programmed(agent) and delivering(agent) == ("Unknown", "Sent"), PATIENCE, "it is over")
+    (before,) = rows(agent)
+    wait_for(lambda: rows(agent)[0]["sent"] >= before["sent"] + 200, PATIENCE, "the peers' copies leave")
+    (after,) = rows(agent)
+    assert sender.is_running and after["dropped"]["noId"] == before["dropped"]["noId"] and delivering(agent)[1] == "Sent"
+
+
+def delivering(agent: Agent) -> tuple[str, str]:
+    """(status, reason) of the only tap's condition."""
+    (tap,) = agent.get("/v1/status")["taps"]
+    return next((one["status"], one["reason"]) for one in tap["conditions"] if one["type"] == "Delivering")
 
 
 def test_flows_of_open_vswitch_recover_what_is_sent_to_a_mac_address_of_ones_own(started: Lab) -> None:

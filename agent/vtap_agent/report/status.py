@@ -41,7 +41,7 @@ class Observations:
     what the kernel or OVS does not hold as wanted; `feed_problems` about feeds that do not copy as they should; `passed_by` are
     those at pods' devices that packets pass by. Of destinations, by name: `told` are those with a collector of ours, `confirming`
     those whose collector acknowledges the streams, and `collector_problems` says why others do not. `unarriving` are tap points
-    whose copies leave and never arrive.
+    whose copies leave and never arrive, `unidentified` those of which rewritten copies find no id.
     """
 
     stopped: str = ""
@@ -53,6 +53,7 @@ class Observations:
     collector_problems: Mapping[str, str] = field(default_factory=dict[str, str])
     confirming: frozenset[str] = frozenset()
     unarriving: frozenset[TapPointName] = frozenset()
+    unidentified: frozenset[TapPointName] = frozenset()
 
 
 NOT_ARRIVING = (
@@ -61,10 +62,17 @@ NOT_ARRIVING = (
     "network policies, firewalls and tunnels, without address translation"
 )
 
+NO_ID = (
+    "taps of this node meet more destinations at once than there are ids to tell rewritten copies apart by, 4,096 at most: "
+    "copies of what goes to the others are dropped and counted as noId; name peers in spec.filter of taps to such a monitor"
+)
+
 
 def tap_status(verdict: TapVerdict, observations: Observations) -> TapStatus:
     """The three conditions of one tap."""
-    verdict = _with_arrivals(_with_passers_by(verdict, observations.passed_by), observations.unarriving)
+    verdict = _with_passers_by(verdict, observations.passed_by)
+    verdict = _waiting_at(verdict, observations.unarriving, "NotArriving", NOT_ARRIVING)
+    verdict = _waiting_at(verdict, observations.unidentified, "NoId", NO_ID)
     return TapStatus(verdict, (_accepted(verdict), _programmed(verdict, observations), _delivering(verdict, observations)))
 
 
@@ -75,23 +83,23 @@ def _with_passers_by(verdict: TapVerdict, feeds: frozenset[Feed]) -> TapVerdict:
     return replace(verdict, points=tuple(passed_by(point) if point.feed in feeds else point for point in verdict.points))
 
 
-def _with_arrivals(verdict: TapVerdict, unarriving: frozenset[TapPointName]) -> TapVerdict:
-    """Tap points of which nothing arrives are not ready, whatever this node did."""
+def _waiting_at(verdict: TapVerdict, names: frozenset[TapPointName], reason: str, sentence: str) -> TapVerdict:
+    """Tap points of which copies are missing are not ready, though this node copies at them."""
     missing = {
         (name.pod_namespace, name.pod_name, name.interface, name.direction.value)
-        for name in unarriving
+        for name in names
         if (name.tap_namespace, name.tap_name) == (verdict.namespace, verdict.name)
     }
     if not missing:
         return verdict
-    return replace(verdict, points=tuple(_with_arrival(point, missing) for point in verdict.points))
 
+    def judged(point: PointVerdict) -> PointVerdict:
+        named = (point.pod_namespace, point.pod_name, point.interface, point.direction)
+        if point.state is not PointState.READY or named not in missing:
+            return point
+        return replace(point, state=PointState.WAITING, reason=reason, message=sentence)
 
-def _with_arrival(point: PointVerdict, missing: set[tuple[str, str, str, str]]) -> PointVerdict:
-    named = (point.pod_namespace, point.pod_name, point.interface, point.direction)
-    if point.state is not PointState.READY or named not in missing:
-        return point
-    return replace(point, state=PointState.WAITING, reason="NotArriving", message=NOT_ARRIVING)
+    return replace(verdict, points=tuple(map(judged, verdict.points)))
 
 
 def _condition(verdict: TapVerdict, kind: str, status: str, reason: str, message: str) -> Condition:

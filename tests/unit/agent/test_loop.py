@@ -20,6 +20,7 @@ from vtap_agent.plan.dataplane import Backend, DataPlane, Direction, Feed, Point
 from vtap_agent.plan.mirror_health import MirrorHealth, MirrorState
 from vtap_agent.plan.selection import select
 from vtap_agent.plan.shortfalls import Shortfall
+from vtap_agent.report import ids
 
 BOTH_PODS = {("web", "web-1"), ("web", "web-2")}
 
@@ -207,6 +208,24 @@ def test_packets_that_pass_a_device_by_are_said_of_the_taps_that_miss_them(node:
     assert node.copied() == {(name, pod) for name in ("in", "out") for pod in ("web-1", "web-2")}, "as far as they can be"
     node.passed_by = frozenset()
     eventually(lambda: programmed(node, "in"))
+
+
+def test_copies_that_find_no_id_are_said_while_there_are_more_of_them(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ids, "QUIET", 0.1)
+    node.want(tap("few"), tap("many"))
+    eventually(lambda: programmed(node, "few") and programmed(node, "many"))
+    slots = [value.slot for name, value in node.accounts.slots.assigned.items() if name.point.tap_name == "many"]
+    count = 0
+
+    def said() -> bool:
+        nonlocal count
+        count += 1
+        node.pipeline.points = dict.fromkeys(slots, PointCounters(dropped={"noId": count}))
+        return node.condition("many", "Delivering")[1] == "NoId"
+
+    eventually(said)
+    assert node.condition("few", "Delivering")[1] == "Sent"
+    eventually(lambda: node.condition("many", "Delivering")[1] == "Sent")
 
 
 def test_a_mirror_that_cannot_be_had_is_refused_for_good_and_not_tried_each_pass(node: Node) -> None:

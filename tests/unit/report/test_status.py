@@ -75,6 +75,20 @@ def test_copies_that_packets_miss_by_passing_their_device_by_are_said_to_be_miss
     assert (attached_pods(status.verdict), failed_pods(status.verdict)) == (0, {("shop", "web-1")})
 
 
+def test_copies_that_find_no_id_are_said_of_their_tap_point_with_the_cure() -> None:
+    outcome = plan(Desired((tap(),), (gre(),)), SEEN)
+    (egress,) = [point.name for point in outcome.dataplane.points if point.name.direction is Direction.EGRESS]
+    status = tap_status(only(outcome.verdicts), Observations(unidentified=frozenset({egress})))
+    said = {point.direction: point for point in status.verdict.points}
+    assert (said["Egress"].state, said["Egress"].reason) == (PointState.WAITING, "NoId")
+    assert "counted as noId" in said["Egress"].message and "name peers in spec.filter" in said["Egress"].message
+    assert said["Ingress"].state is PointState.READY
+    found = {one.type: one for one in status.conditions}
+    assert (found["Delivering"].status, found["Delivering"].reason) == ("False", "NoId")
+    assert found["Delivering"].message == said["Egress"].message
+    assert found["Programmed"].status == "True", "this node did its part"
+
+
 def test_a_tap_that_misses_all_it_wants_delivers_nothing() -> None:
     outcome = plan(Desired((tap(backend="EBPF", direction="Egress"),), (collector(),)), SEEN)
     passed = frozenset({Feed(Backend.EBPF, "veth1", Direction.EGRESS, 101)})

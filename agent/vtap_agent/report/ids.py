@@ -1,0 +1,24 @@
+"""Whether rewritten copies find ids: their node has so many, and copies to more destinations at once end as `noId`. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from vtap_agent.report.rates import Sample
+
+QUIET = 10.0
+"""Seconds without such a copy before it is over, so that the status doesn't change with every destination met."""
+
+
+def lacking_ids(known: Mapping[str, float], before: Sample, now: Sample) -> Mapping[str, float]:
+    """Streams, by incarnation, of which copies find no id, and when such a copy was last counted; `known` as of `before`.
+
+    Of a stream that `before` lacks nothing is concluded: what it counts may have been counted long ago.
+    """
+    counted = {row.incarnation: count for row in now.rows if not row.closed and (count := row.counters.dropped.get("noId", 0))}
+    if not counted:
+        return {}
+    earlier = {row.incarnation: row.counters.dropped.get("noId", 0) for row in before.rows if row.incarnation in counted}
+    grown = {stream: now.at for stream, count in counted.items() if count > earlier.get(stream, count)}
+    lately = {**known, **grown}
+    return {stream: at for stream, at in lately.items() if stream in counted and now.at - at < QUIET}

@@ -28,6 +28,7 @@ FEEDS = {direction: Feed(Backend.OVS_GROUP, BRIDGE, direction) for direction in 
 TAPS = {direction: tap_port_name(NODE, feed) for direction, feed in FEEDS.items()}
 OUT, IN = TAPS[Direction.EGRESS], TAPS[Direction.INGRESS]
 PROGRAMS = {"all": TapProgram(Action.INCLUDE, ())}
+CLEAR_IN_PORT = ("load:0->NXM_OF_IN_PORT[]", "load:0->OXM_OF_IN_PORT[]", "set_field:0->in_port")
 HOST_SAYS = 20
 """Packets that the node itself may send to new devices, ours among them, where our flows drop them."""
 NETDEV = "netdev"
@@ -215,8 +216,18 @@ def test_flows_of_others_still_decide(network: GroupNetwork, macs: Mapping[str, 
 
 
 @pytest.mark.every_datapath
-def test_a_hairpin_that_others_flows_make_is_copied_and_made(network: GroupNetwork, macs: Mapping[str, str]) -> None:
-    network.lab.switch.ofctl("add-flow", BRIDGE, f"table=0,priority=300,dl_src={macs['a']},dl_dst={macs['a']},actions=in_port")
+@pytest.mark.parametrize("version", ["OpenFlow10", "OpenFlow14"])
+@pytest.mark.parametrize(
+    "actions",
+    ["in_port", *(f"{clear},output:{{port}}" for clear in CLEAR_IN_PORT)],
+)
+def test_a_hairpin_that_others_flows_make_is_copied_and_made(
+    network: GroupNetwork, macs: Mapping[str, str], version: str, actions: str
+) -> None:
+    """Whichever way ovs-actions(7) knows, and however the switch shows it."""
+    port = network.lab.switch.vsctl("get", "Interface", network.pods["a"].host_name, "ofport").strip()
+    theirs = f"table=0,priority=300,dl_src={macs['a']},dl_dst={macs['a']},actions={actions.format(port=port)}"
+    network.lab.switch.ofctl("-O", version, "add-flow", BRIDGE, theirs)
     try:
         network.tap(egress="a", ingress="a")
         packet = frame(macs["a"], macs["a"])

@@ -33,8 +33,9 @@ _REWRITES = re.compile(
     r"|NXM_NX_PKT_MARK|pkt_mark|NXM_NX_CT_|ct_|NXM_NX_TUN_|tun_|in_port|NXM_OF_IN_PORT|OXM_OF_IN_PORT))\w)",
     re.IGNORECASE,
 )
-_HAIRPIN = re.compile(r"\b(?:in_port|IN_PORT)(?=[,)]|$)|\boutput:(?:NXM_OF_IN_PORT|in_port)", re.IGNORECASE)
-_CONTROLLER = re.compile(r"\bCONTROLLER\b|\bcontroller\(", re.IGNORECASE)
+_IN_PORT = r"(?:NXM_OF_|OXM_OF_)?in_port"
+_HAIRPIN = re.compile(rf"\bin_port(?=[,)]|$)|\boutput:{_IN_PORT}|\bpop:{_IN_PORT}|->\s*{_IN_PORT}", re.IGNORECASE)
+"""Also what writes where a packet came from, most often nowhere: no output is its port of entry then (ovs-actions(7))."""
 
 
 @dataclass(frozen=True, slots=True)

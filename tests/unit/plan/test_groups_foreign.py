@@ -78,11 +78,37 @@ def test_marks_of_others_rewrite_nothing(actions: str) -> None:
     assert not read_foreign([flow(actions)], []).rewriting
 
 
-def test_hairpins_are_noticed() -> None:
-    assert (
-        read_foreign([flow("IN_PORT")], []).hairpins and read_foreign([flow("mod_dl_src:02:00:00:00:00:01,in_port")], []).hairpins
-    )
-    assert not read_foreign([flow("drop", "priority=5,in_port=4"), NORMAL], []).hairpins
+@pytest.mark.parametrize(
+    "actions",
+    [
+        "IN_PORT",
+        "mod_dl_src:02:00:00:00:00:01,in_port",
+        "output:NXM_OF_IN_PORT[]",
+        "load:0->NXM_OF_IN_PORT[],NORMAL",
+        "load:0->OXM_OF_IN_PORT[],output:2",
+        "load:0xffff->in_port,output:2",
+        "set_field:0->in_port,output:2",
+        "set_field:ANY->in_port,NORMAL",
+        "move:NXM_NX_REG0[0..15]->NXM_OF_IN_PORT[],resubmit(,3)",
+        "pop:NXM_OF_IN_PORT[],NORMAL",
+    ],
+)
+def test_hairpins_are_noticed(actions: str) -> None:
+    """Also those by ovs-actions(7): whoever forgets where a packet came from may send it back there."""
+    assert read_foreign([flow(actions)], []).hairpins
+    assert read_foreign([], [f"group_id=5,type=select,bucket=bucket_id:0,actions={actions}"]).hairpins
+    assert not read_foreign([flow(actions)], []).rewriting or actions.startswith("mod_dl_src")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(NORMAL, flow("drop", "priority=5,in_port=4"), flow("move:NXM_OF_IN_PORT[]->NXM_NX_REG0[0..15],NORMAL")),
+        *(flow("push:NXM_OF_IN_PORT[],NORMAL"), flow("resubmit(4,3)"), flow("load:0x4->NXM_NX_REG0[],output:4")),
+    ],
+)
+def test_what_looks_at_the_port_of_entry_is_no_hairpin(line: str) -> None:
+    assert not read_foreign([line], []).hairpins
 
 
 def test_counters_and_cookies_are_read() -> None:

@@ -18,6 +18,7 @@ OURS = (0xFFFF, 0xFFFE)
 """Priorities that our flows of table 0 have."""
 _COOKIE = re.compile(r"\bcookie=(0x[0-9a-f]+|\d+)")
 _PACKETS = re.compile(r"\bn_packets=(\d+)")
+_PLACE = re.compile(r"\b(table=\d+),.*?(\bpriority=\S+) actions=")
 _GROUP = re.compile(r"\bgroup_id=(\d+)")
 _TABLES = (
     re.compile(r"\btable=(\d+)"),
@@ -74,6 +75,12 @@ def packets_of(line: str) -> int:
     """That a flow, as dumped, has counted."""
     found = _PACKETS.search(line)
     return int(found[1]) if found else 0
+
+
+def place_of(line: str) -> str:
+    """Table, priority and match of a flow of ours as dumped. A bridge has but one; what is added takes its place and counters."""
+    found = _PLACE.search(line)
+    return f"{found[1]},{found[2]}" if found else ""
 
 
 def group_of(line: str) -> int:

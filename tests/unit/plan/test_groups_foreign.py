@@ -9,7 +9,7 @@ from vtap_agent.plan.backend_choice import Choice, choose, next_best
 from vtap_agent.plan.dataplane import Backend, Direction, Feed, Group
 from vtap_agent.plan.groups import GroupBridge, layout_for, refusals
 from vtap_agent.plan.groups_flows import SwitchPort
-from vtap_agent.plan.groups_foreign import ForeignFlows, cookie_of, packets_of, read_foreign
+from vtap_agent.plan.groups_foreign import ForeignFlows, cookie_of, packets_of, place_of, read_foreign
 from vtap_agent.plan.inventory_model import Bridge
 from vtap_agent.plan.tap_ports import tap_port_name
 from vtap_api.virtualtap import BackendName
@@ -114,6 +114,14 @@ def test_what_looks_at_the_port_of_entry_is_no_hairpin(line: str) -> None:
 def test_counters_and_cookies_are_read() -> None:
     line = flow("drop", cookie=0x76540000000001)
     assert cookie_of(line) == 0x76540000000001 and packets_of(line) == 3
+
+
+def test_a_flow_s_place_is_its_table_priority_and_match() -> None:
+    """Whatever it has counted, and whatever it does."""
+    line = "cookie=0x1, duration=1.7s, table=7, n_packets=7, n_bytes=6, idle_age=3, priority=5,in_port=1,dl_src=02:00:00:00:00:01"
+    assert place_of(f"{line} actions=drop") == "table=7,priority=5,in_port=1,dl_src=02:00:00:00:00:01"
+    assert place_of(f"{line} actions=drop") == place_of(f"{line.replace('n_packets=7', 'n_packets=8')} actions=NORMAL")
+    assert place_of(NORMAL) == "table=0,priority=0"
 
 
 def refused(bridge: GroupBridge, *lines: str) -> dict[Feed, str]:

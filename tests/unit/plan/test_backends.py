@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
@@ -20,10 +21,11 @@ from vtap_agent.plan.dataplane import (
     Source,
 )
 from vtap_agent.plan.groups_filter import MAX_PEERS
+from vtap_agent.plan.groups_flows import MAX_CHAIN
 from vtap_agent.plan.inventory_model import Bridge, PodInterface
 from vtap_agent.plan.moves import with_old_feeds
 from vtap_agent.plan.selection import Desired, select
-from vtap_api.virtualtap import BackendName
+from vtap_api.virtualtap import BackendName, VirtualTap
 
 
 def hook(number: int, direction: Direction) -> Feed:
@@ -234,3 +236,26 @@ def test_auto_takes_a_group_where_flows_leave_out_something(
     assert [one.backend for one in made] == [Backend.OVS_GROUP] * 2
     why = "Auto takes OVSGroup, as DPDK moves the packets of br0 past the kernel and flows can leave out packets that the filter"
     assert {one.why for one in made} == {f"{why} excludes"}
+
+
+def says(taps: Iterable[VirtualTap]) -> set[str]:
+    """What status says of the first tap's points, with these taps of one pod."""
+    outcome = plan(Desired(tuple(taps), (gre(),)), inventory([pod(1)], [interface(pod(1), 1)]))
+    return {point.message for verdict in outcome.verdicts if verdict.name == "t0" for point in verdict.points}
+
+
+def filtering(number: int, port: int) -> VirtualTap:
+    rule = {"action": "Include", "protocol": "TCP", "peerPorts": [{"port": port}]}
+    return tap(f"t{number}", backend="OVSGroup", filter={"defaultAction": "Exclude", "rules": [rule]})
+
+
+def test_taps_with_one_same_filter_are_one_question_to_the_switch() -> None:
+    """Flows hold a packet against each different filter but once, however many taps have it."""
+    same = says(filtering(number, 80) for number in range(MAX_CHAIN + 1))
+    assert same and all(message.endswith("filter in flows") for message in same)
+    few = says(filtering(number, 80 + number) for number in range(MAX_CHAIN))
+    assert few and all("filter in flows, and what the pod's other taps want comes too" in message for message in few)
+    many = says(filtering(number, 80 + number) for number in range(MAX_CHAIN + 1))
+    assert many and all(f"as taps with more than {MAX_CHAIN} different filters select the pod" in message for message in many)
+    whole = says((filtering(0, 80), tap("t1", backend="OVSGroup")))
+    assert whole and all("as another tap of the pod has everything copied" in message for message in whole)

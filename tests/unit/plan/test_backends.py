@@ -78,6 +78,12 @@ def test_a_groups_members_name_port_vlan_and_programs(direction: Direction) -> N
     assert member.slots == tuple(slots[name] for name in member.programs)
 
 
+def on_xdp(seen: PodInterface) -> PodInterface:
+    """The same at a port of type afxdp."""
+    assert seen.port is not None
+    return replace(seen, port=replace(seen.port, by_xdp=True))
+
+
 def chosen_by_auto(seen: PodInterface, **bridge: object) -> Choice | NoChoice:
     """With a filter of which flows can leave out something."""
     known = Bridge("br0", "uuid", "netdev", (), (), 0, 0)
@@ -105,6 +111,8 @@ def test_auto_leaves_it_to_open_vswitch_where_the_kernel_has_no_device_or_no_pac
     assert isinstance(whole, Choice) and whole.backend is Backend.OVS_MIRROR
     polled = chosen_by_auto(interface(pod(1), 1), polled=True)
     assert isinstance(polled, Choice) and polled.backend is Backend.OVS_GROUP and "past the kernel" in polled.why
+    by_xdp = chosen_by_auto(on_xdp(interface(pod(1), 1)))
+    assert isinstance(by_xdp, Choice) and by_xdp.backend is Backend.OVS_GROUP and "past the kernel" in by_xdp.why
     nowhere = choose(BackendName.AUTO, replace(bare, port=None), None)
     assert isinstance(nowhere, NoChoice) and nowhere.reason == "NoPort"
 
@@ -125,6 +133,10 @@ def test_what_a_backend_cannot_have_is_said_with_the_cure() -> None:
     assert isinstance(no_veth, NoChoice) and no_veth.reason == "NoVeth" and "use OVSMirror" in no_veth.sentence
     polled = choose(BackendName.EBPF, interface(pod(1), 1), Bridge("br0", "uuid", "netdev", (), (), 0, 0, polled=True))
     assert isinstance(polled, NoChoice) and polled.reason == "PastTheKernel" and "use OVSMirror or OVSGroup" in polled.sentence
+    by_xdp = choose(BackendName.EBPF, on_xdp(interface(pod(1), 1)), None)
+    assert isinstance(by_xdp, NoChoice) and by_xdp.reason == "PastTheKernel" and "as AF_XDP moves the packets" in by_xdp.sentence
+    beside = choose(BackendName.EBPF, interface(pod(1), 1), Bridge("br0", "uuid", "netdev", (), (), 0, 0))
+    assert isinstance(beside, Choice), "other ports of the bridge are as they were"
     no_port = choose(BackendName.OVS_MIRROR, interface(pod(1), 1, on_bridge=False), None)
     assert isinstance(no_port, NoChoice) and no_port.reason == "NoPort" and "ovs-vsctl add-port" in no_port.sentence
     owned = Bridge("br0", "uuid", "system", ("tcp:127.0.0.1:6653",), (), 0, 0)

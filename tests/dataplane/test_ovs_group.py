@@ -19,7 +19,7 @@ from tests.contract.sockets import gather
 from tests.dataplane.site import Site, expect_each_once, expect_none, point
 from tests.dataplane.test_ovs_mirror import Flow, assert_no_worse, wait_for
 from vtap_agent.backends.ovs_group import LOOK_AT_LEAST_EVERY, OvsGroupBackend
-from vtap_agent.plan.dataplane import Action, Backend, DataPlane, Direction, Feed, Group, GroupMember, TapProgram
+from vtap_agent.plan.dataplane import Action, Backend, DataPlane, Direction, Feed, Group, GroupMember, Match, TapProgram
 from vtap_agent.plan.tap_ports import tap_port_name
 from vtap_lab.exchange import start_exchange
 from vtap_lab.lab import BRIDGE, Lab, LabOptions
@@ -27,9 +27,13 @@ from vtap_lab.lab import BRIDGE, Lab, LabOptions
 FEEDS = {direction: Feed(Backend.OVS_GROUP, BRIDGE, direction) for direction in Direction}
 TAPS = {direction: tap_port_name(NODE, feed) for direction, feed in FEEDS.items()}
 OUT, IN = TAPS[Direction.EGRESS], TAPS[Direction.INGRESS]
-PROGRAMS = {"all": TapProgram(Action.INCLUDE, ())}
+PROGRAMS = {"all": TapProgram(Action.INCLUDE, ()), "tcp": TapProgram(Action.EXCLUDE, (Match(Action.INCLUDE, protocol=6),))}
+SLOTS = {Direction.EGRESS: 1, Direction.INGRESS: 2}
+CLEAR_IN_PORT = ("load:0->NXM_OF_IN_PORT[]", "load:0->OXM_OF_IN_PORT[]", "set_field:0->in_port")
 HOST_SAYS = 20
 """Packets that the node itself may send to new devices, ours among them, where our flows drop them."""
+POD_SAYS = 40
+"""Packets that a pod may send of its own accord while a test runs, to find neighbours and routers."""
 NETDEV = "netdev"
 
 
@@ -50,27 +54,28 @@ class GroupNetwork(OvsNetwork):
     def _count_loss(self) -> None:
         self.lost += 1
 
-    def want(self, egress: str = "", ingress: str = "") -> DataPlane:
+    def want(self, egress: str = "", ingress: str = "", program: str = "all") -> DataPlane:
         sides = {Direction.EGRESS: egress, Direction.INGRESS: ingress}
         groups = {
-            FEEDS[direction]: Group(FEEDS[direction], tuple(map(self._member, names)))
+            FEEDS[direction]: Group(FEEDS[direction], tuple(self._member(name, SLOTS[direction], program) for name in names))
             for direction, names in sides.items()
             if names
         }
         return DataPlane(groups=groups, programs=PROGRAMS)
 
-    def _member(self, name: str) -> GroupMember:
+    def _member(self, name: str, slot: int, program: str) -> GroupMember:
         pod = self.pods[name]
-        return GroupMember(self.port(name), bytes.fromhex(pod.mac.replace(":", "")), pod.vlan, (1,), ("all",))
+        return GroupMember(self.port(name), bytes.fromhex(pod.mac.replace(":", "")), pod.vlan, (slot,), (program,))
 
-    def tap(self, egress: str = "", ingress: str = "") -> DataPlane:
-        """One pass, after which nothing is left to do."""
-        wanted = self.want(egress, ingress)
+    def tap(self, egress: str = "", ingress: str = "", program: str = "all", passes: int = 1) -> DataPlane:
+        """So many passes, after which nothing is left to do. A tap port that goes takes two, as flows name it until then."""
+        wanted = self.want(egress, ingress, program)
         for feed in wanted.groups:
             if TAPS[feed.direction] not in self._tap_devices:
                 self.make_tap_device(TAPS[feed.direction])
         assert self.groups.refusals(wanted) == {}
-        self.groups.apply(self.groups.plan(wanted))
+        for _ in range(passes):
+            self.groups.apply(self.groups.plan(wanted))
         assert self.groups.verify(wanted) == ()
         assert self.groups.plan(wanted) == ()
         return wanted
@@ -215,8 +220,18 @@ def test_flows_of_others_still_decide(network: GroupNetwork, macs: Mapping[str, 
 
 
 @pytest.mark.every_datapath
-def test_a_hairpin_that_others_flows_make_is_copied_and_made(network: GroupNetwork, macs: Mapping[str, str]) -> None:
-    network.lab.switch.ofctl("add-flow", BRIDGE, f"table=0,priority=300,dl_src={macs['a']},dl_dst={macs['a']},actions=in_port")
+@pytest.mark.parametrize("version", ["OpenFlow10", "OpenFlow14"])
+@pytest.mark.parametrize(
+    "actions",
+    ["in_port", *(f"{clear},output:{{port}}" for clear in CLEAR_IN_PORT)],
+)
+def test_a_hairpin_that_others_flows_make_is_copied_and_made(
+    network: GroupNetwork, macs: Mapping[str, str], version: str, actions: str
+) -> None:
+    """Whichever way ovs-actions(7) knows, and however the switch shows it."""
+    port = network.lab.switch.vsctl("get", "Interface", network.pods["a"].host_name, "ofport").strip()
+    theirs = f"table=0,priority=300,dl_src={macs['a']},dl_dst={macs['a']},actions={actions.format(port=port)}"
+    network.lab.switch.ofctl("-O", version, "add-flow", BRIDGE, theirs)
     try:
         network.tap(egress="a", ingress="a")
         packet = frame(macs["a"], macs["a"])
@@ -242,6 +257,23 @@ def test_changes_lose_and_double_nothing(network: GroupNetwork, macs: Mapping[st
     for begin, end, tapped in spans:
         assert flow.copies(OUT, begin, end) == (flow.copies("b", begin, end) if tapped else Counter())
     assert drops(network) - dropped <= HOST_SAYS, "the switch counts what it drops, whatever for"
+
+
+@pytest.mark.every_datapath
+def test_what_is_not_copied_is_counted_once_while_flows_change(network: GroupNetwork, macs: Mapping[str, str]) -> None:
+    """Taps of another pod, which come and go, change what our flows for this one do."""
+    sender = network.pods["a"]
+    # So that it says what the test sends, and no more.
+    network.lab.sysctl(sender.netns, f"net/ipv6/conf/{sender.interface}/disable_ipv6", "1")
+    network.tap(egress="a", program="tcp")
+    with Flow(network, "a", macs["a"], macs["c"]) as flow:
+        for ingress in ("b", "") * 3:
+            network.tap(egress="a", ingress=ingress, program="tcp", passes=1 if ingress else 2)
+            flow.run_on()
+    slot = SLOTS[Direction.EGRESS]
+    wait_for(lambda: network.groups.uncopied().get(slot, 0) >= len(flow.sent), "the switch has counted all that was sent")
+    assert network.groups.uncopied()[slot] == len(flow.sent)
+    assert flow.copies("c") == flow.each_once() and not flow.copies(OUT)
 
 
 @pytest.mark.every_datapath
@@ -389,6 +421,23 @@ def test_a_switch_counts_what_it_does_not_copy(site: Site) -> None:
     assert summary["stored"] == 100 and summary["seen"] == summary["excluded"] + 100
     at_tap = packets_at(site, Direction.EGRESS)
     assert at_tap < 110, "what nobody wants is not copied"
+
+
+def test_another_pod_s_tap_changes_no_count(site: Site) -> None:
+    """It comes and goes on the same bridge, and makes flows for both directions of those for one."""
+    site.new_scene()
+    web, client = site.pod("web"), site.pod("client")
+    rule = {"action": "Include", "protocol": "TCP"}
+    site.tap("web", backend="OVSGroup", direction="Egress", filter={"defaultAction": "Exclude", "rules": [rule]})
+    start_exchange(site.lab, web, client, count=200).finish()
+    wait_for(lambda: site.summary("web")["excluded"] >= 200, "the switch's counters are read")
+    site.tap("client", app="client", backend="OVSGroup", direction="Ingress")
+    start_exchange(site.lab, web, client, count=100).finish()
+    site.remove_tap("client")
+    start_exchange(site.lab, web, client, count=100).finish()
+    wait_for(lambda: site.summary("web")["excluded"] >= 400, "the switch's counters are read")
+    summary = site.closes("web")
+    assert summary["seen"] == summary["excluded"] < 400 + POD_SAYS
 
 
 def packets_at(site: Site, direction: Direction) -> int:

@@ -18,6 +18,7 @@ from vtap_agent.errors import Retry, TellUser, VtapError, Wait
 from vtap_agent.plan.dataplane import Backend, DataPlane, Direction, Feed, Group
 from vtap_agent.plan.foreign_flows import outputs_to, told
 from vtap_agent.plan.groups import (
+    Counted,
     GroupBridge,
     Present,
     SetFlows,
@@ -32,7 +33,7 @@ from vtap_agent.plan.groups import (
     uncopied,
 )
 from vtap_agent.plan.groups_flows import BridgeFlows, Layout, SwitchPort, our_cookies
-from vtap_agent.plan.groups_foreign import ForeignFlows, cookie_of, group_of, packets_of, read_foreign, without_counters
+from vtap_agent.plan.groups_foreign import ForeignFlows, cookie_of, group_of, packets_of, place_of, read_foreign, without_counters
 from vtap_agent.plan.shortfalls import Shortfall
 from vtap_agent.plan.stamps import Stamp
 from vtap_agent.plan.steps import Step
@@ -65,7 +66,7 @@ class _Cause:
 
 @dataclass
 class _Bridge:
-    """What is remembered of a bridge. `packets` are those counted by our flows, `pid` that of the vswitchd which counted them."""
+    """What is remembered of a bridge. `counted` is what our flows had when last read, `pid` that of the vswitchd which counts."""
 
     pid: int | None = None
     look_at: float = -math.inf
@@ -78,8 +79,10 @@ class _Bridge:
     target: tuple[_Cause, BridgeFlows] | None = None
     """The flows that were last wanted, and what they were made of."""
     incarnations: Mapping[int, str] = field(default_factory=dict[int, str])
-    """Of the slots that they count for."""
-    packets: Mapping[int, int] = field(default_factory=dict[int, int])
+    """Of the slots that flows count for, or have."""
+    counting: Mapping[int, tuple[int, ...]] = field(default_factory=dict[int, tuple[int, ...]])
+    """These slots by the flow's cookie: of flows that are wanted, and of those that are there until these are."""
+    counted: Mapping[int, Counted] = field(default_factory=dict[int, Counted])
 
     @property
     def flows(self) -> BridgeFlows:
@@ -92,8 +95,17 @@ class _Bridge:
         cause = _Cause(bridge, groups, wanted, self.layout, self.foreign.hairpins)
         if self.target is None or not self.target[0].is_like(cause):
             self.target = cause, desired(bridge, groups, wanted, self.layout, node, hairpins=self.foreign.hairpins)
-            self.incarnations = {point.slot: point.incarnation for point in wanted.points}
+            self.incarnations = {**self.incarnations, **{point.slot: point.incarnation for point in wanted.points}}
+            self.counting = {**self.counting, **{flow.cookie: flow.uncopied for flow in self.flows.flows if flow.uncopied}}
         return self.target[1]
+
+    def count(self, counted: Mapping[int, Counted]) -> Mapping[int, int]:
+        """Packets, by slot, that our flows did not copy since they were read last."""
+        counts = uncopied(self.counting, self.counted, counted)
+        wanted = {flow.cookie for flow in self.flows.flows}
+        self.counting = {cookie: slots for cookie, slots in self.counting.items() if cookie in counted or cookie in wanted}
+        self.counted = counted
+        return counts
 
 
 class OvsGroupBackend:
@@ -153,21 +165,20 @@ class OvsGroupBackend:
 
     def _watch(self, name: str, known: _Bridge) -> None:
         """Read the counters of our flows, and ask for a pass where what they were made for is not so any more."""
-        before, there = (known.foreign, known.trouble), known.packets
+        before, there = (known.foreign, known.trouble), known.counted
         self._look(name)
         if (known.foreign, known.trouble) != before:
             self._on_loss()
-        packets = self._packets(name)
-        self._count(known, packets)
-        if there.keys() & {flow.cookie for flow in known.flows.flows} - packets.keys():
+        counted = self._counted(name)
+        self._count(known, counted)
+        if there.keys() & {flow.cookie for flow in known.flows.flows} - counted.keys():
             self._on_loss()
 
-    def _count(self, known: _Bridge, packets: Mapping[int, int]) -> None:
-        for slot, count in uncopied(known.flows.flows, known.packets, packets).items():
+    def _count(self, known: _Bridge, counted: Mapping[int, Counted]) -> None:
+        for slot, count in known.count(counted).items():
             incarnation = known.incarnations.get(slot, "")
             before, sum_ = self._uncopied.get(slot, ("", 0))
             self._uncopied[slot] = (incarnation, count + (sum_ if before == incarnation else 0))
-        known.packets = packets
 
     def observe(self) -> Mapping[str, GroupBridge]:
         """Bridges by name, as the database tells them. Raises Wait where it is down."""
@@ -301,19 +312,19 @@ class OvsGroupBackend:
         except TellUser:
             known.look_at = -math.inf  # Something has changed there: the next pass asks again what can be had.
             raise
-        self._count(known, present.packets)
+        self._count(known, present.flows)
         if not groups:
             known.target = None
         return bundle(known.aim(bridge, groups, wanted, self._stamp.node), present)
 
     def _present(self, bridge: str) -> Present:
         numbers = {group_of(line) for line in self._ofctl.groups(bridge)}
-        return Present(self._packets(bridge), our_groups(self._stamp.node) & numbers)
+        return Present(self._counted(bridge), our_groups(self._stamp.node) & numbers)
 
-    def _packets(self, bridge: str) -> Mapping[int, int]:
-        """That each flow of ours has counted, by cookie."""
+    def _counted(self, bridge: str) -> Mapping[int, Counted]:
+        """What each flow of ours has counted, by cookie."""
         flows = self._ofctl.flows(bridge, our_cookies(self._stamp.node))
-        return {cookie_of(line): packets_of(line) for line in flows}
+        return {cookie_of(line): Counted(place_of(line), packets_of(line)) for line in flows}
 
     def _look(self, name: str) -> _Bridge:
         """At other people's flows: at first, after a restart of vswitchd, and every few seconds. Raises Wait, Retry."""
@@ -321,7 +332,7 @@ class OvsGroupBackend:
         if known.pid == pid and begin < known.look_at and (known.foreign or known.trouble):
             return known
         if known.pid != pid:
-            known.packets = {}
+            known.counted = {}
         try:
             self._read_foreign(name, known)
         except TellUser as error:

@@ -44,6 +44,7 @@ _COLUMNS = {
     "Controller": ("target",),
 }
 _DPDK = frozenset({"dpdk", "dpdkvhostuser", "dpdkvhostuserclient"})
+_AF_XDP = frozenset({"afxdp", "afxdp-nonpmd"})
 _KERNEL_DEVICE = re.compile(r"net_af_(?:packet|xdp)[^,]*,(?:.*,)?iface=([^,]+)")
 """Of DPDK's drivers for devices of the kernel."""
 _QUIET = {"Open_vSwitch": {"cur_cfg", "next_cfg"}, "Mirror": {"statistics"}}
@@ -300,6 +301,7 @@ def _port(bridge: str, row: Any) -> BridgePort:
         device=next(filter(None, map(_device, row.interfaces)), ""),
         deviceless=any(interface.type in _DPDK and not _device(interface) for interface in row.interfaces),
         mtu=max((first(interface.mtu, 0) for interface in row.interfaces), default=0),
+        by_xdp=any(interface.type in _AF_XDP for interface in row.interfaces),
     )
 
 

@@ -116,17 +116,12 @@ def assemble(
 def _saying_where(placed: Iterable[_Placed], dataplane: DataPlane) -> list[_Placed]:
     """Where copies are made by a switch's flows, which part of the tap's work those do."""
     where = WhereItRuns(dataplane.programs, dataplane.peer_sets)
-    shared = {
-        slot: len(set(member.programs)) - 1
-        for group in dataplane.groups.values()
-        for member in group.members
-        for slot in member.slots
-    }
+    shared = {slot: member.programs for group in dataplane.groups.values() for member in group.members for slot in member.slots}
     said: list[_Placed] = []
     for item in placed:
-        port, verdict, others = item.candidate.port, item.verdict, shared.get(item.point.slot)
-        if port is not None and others is not None and verdict.state is PointState.READY:
-            clause = where.tell(item.point.program, item.candidate.feed.direction, port, others)
+        port, verdict, programs = item.candidate.port, item.verdict, shared.get(item.point.slot)
+        if port is not None and programs is not None and verdict.state is PointState.READY:
+            clause = where.tell(item.point.program, item.candidate.feed.direction, port, programs)
             verdict = replace(verdict, message="; ".join(filter(None, (verdict.message, clause))))
         said.append(replace(item, verdict=verdict))
     return said

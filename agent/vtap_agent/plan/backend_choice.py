@@ -63,13 +63,13 @@ def choose(
 
 
 def _cheapest(interface: PodInterface, bridge: Bridge | None, sifts: Callable[[], bool]) -> Choice | NoChoice:
-    port, polled = interface.port, bridge is not None and bridge.polled
-    if interface.host_ifindex and not polled:
+    port, past = interface.port, _past(interface, bridge)
+    if interface.host_ifindex and not past:
         why = f"Auto takes EBPF, which costs the least, wherever a pod has a device on the node, as {interface.host_name} here"
         return Choice(Backend.EBPF, why, by_auto=True)
     if port is None:
         return NoChoice("NoPort", no_port(interface))
-    past = f"DPDK moves the packets of {port.bridge} past the kernel" if polled else "no device on the node leads to the pod"
+    past = past or "no device on the node leads to the pod"
     if not sifts():
         why = f"Auto takes OVSMirror, as {past} and flows would leave out nothing"
         return Choice(Backend.OVS_MIRROR, why, by_auto=True, no_ebpf=past)
@@ -110,9 +110,16 @@ def _group(port: BridgePort, bridge: Bridge | None) -> Choice | NoChoice:
 def _ebpf(interface: PodInterface, bridge: Bridge | None) -> Choice | NoChoice:
     if not interface.host_ifindex:
         return NoChoice("NoVeth", no_veth(interface))
-    if bridge is not None and bridge.polled:
-        return NoChoice("PastTheKernel", past_the_kernel(interface, bridge))
+    if past := _past(interface, bridge):
+        return NoChoice("PastTheKernel", past_the_kernel(interface, past))
     return Choice(Backend.EBPF, NAMED)
+
+
+def _past(interface: PodInterface, bridge: Bridge | None) -> str:
+    """What moves an interface's packets past the hooks of its device on the node; empty where nothing does."""
+    if interface.port is not None and interface.port.by_xdp:
+        return f"AF_XDP moves the packets of port {interface.port.name} past the kernel"
+    return f"DPDK moves the packets of {bridge.name} past the kernel" if bridge is not None and bridge.polled else ""
 
 
 def no_port(interface: PodInterface) -> str:
@@ -132,11 +139,14 @@ def no_veth(interface: PodInterface) -> str:
     )
 
 
-def past_the_kernel(interface: PodInterface, bridge: Bridge) -> str:
-    """Why eBPF would miss packets: DPDK writes to a device without passing its hooks (packet(7), PACKET_QDISC_BYPASS)."""
+def past_the_kernel(interface: PodInterface, past: str) -> str:
+    """Why eBPF would miss packets: DPDK writes to a device without passing its hooks (packet(7), PACKET_QDISC_BYPASS).
+
+    AF_XDP does so, too, and takes what comes before they see it.
+    """
     return (
-        f"spec.backend: EBPF would miss packets of pod {interface.pod} interface {interface.name}, as DPDK moves those of bridge "
-        f"{bridge.name} past the kernel; use OVSMirror or OVSGroup"
+        f"spec.backend: EBPF would miss packets of pod {interface.pod} interface {interface.name}, as {past}; "
+        "use OVSMirror or OVSGroup"
     )
 
 

@@ -6,11 +6,12 @@ flow's cookie stands for its content, so that cookies tell what is missing and w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from vtap_agent.plan.dataplane import Backend, DataPlane, Direction, Feed, Group
-from vtap_agent.plan.groups_flows import BridgeFlows, Flow, Layout, SwitchPort, Tables, Wanted, build, our_group
+from vtap_agent.plan.groups_flows import BridgeFlows, Layout, SwitchPort, Tables, Wanted, build, our_group
 from vtap_agent.plan.groups_foreign import ForeignFlows
 from vtap_agent.plan.stamps import Stamp, is_ours
 from vtap_agent.plan.tap_ports import AddTapPort, BridgeStep, DeleteTapPort, ObservedPort, tap_port_name
@@ -34,11 +35,21 @@ class GroupBridge:
     cni: str = ""
 
 
+Slots = tuple[int, ...]
+
+
+class Counted(NamedTuple):
+    """Packets that a flow has counted, and its place: table, priority and match, in the switch's words."""
+
+    place: str
+    packets: int
+
+
 @dataclass(frozen=True, slots=True)
 class Present:
-    """What of ours a bridge holds: packets that each flow has counted, by cookie, and numbers of groups."""
+    """What of ours a bridge holds: flows with what they have counted, by cookie, and numbers of groups."""
 
-    packets: Mapping[int, int]
+    flows: Mapping[int, Counted]
     groups: frozenset[int]
 
 
@@ -105,9 +116,9 @@ def bundle(target: BridgeFlows, present: Present) -> tuple[str, ...]:
 
     Additions come first: one with the match of an old flow takes its place, and what is left of the old goes by its cookie.
     """
-    new = [flow for flow in target.flows if flow.cookie not in present.packets]
+    new = [flow for flow in target.flows if flow.cookie not in present.flows]
     wanted = {flow.cookie for flow in target.flows}
-    old = sorted(present.packets.keys() - wanted)
+    old = sorted(present.flows.keys() - wanted)
     numbers = {group.number for group in target.groups}
     renewed = [group for group in target.groups if new or group.number not in present.groups]
     return (
@@ -133,12 +144,17 @@ def layout_for(foreign: ForeignFlows, known: Layout | None) -> Layout | None:
     return Layout(Tables(*tables), register)
 
 
-def uncopied(flows: Iterable[Flow], before: Mapping[int, int], now: Mapping[int, int]) -> dict[int, int]:
-    """Packets, by slot, that the switch did not copy between two readings of its flows' counters."""
+def uncopied(counting: Mapping[int, Slots], before: Mapping[int, Counted], now: Mapping[int, Counted]) -> dict[int, int]:
+    """Packets, by slot, that the switch did not copy between two readings of its flows' counters.
+
+    `counting` are the slots that flows count for, by cookie. A flow that takes another's place goes on from its count, and the
+    switch adds to it what it learns late of packets that met the old one: so a count belongs to a place, not to a cookie.
+    """
+    known = {counted.place: counted.packets for counted in before.values()}
     counts: dict[int, int] = {}
-    for flow in flows:
-        count = now.get(flow.cookie, 0) - before.get(flow.cookie, 0)
-        for slot in flow.uncopied if count > 0 else ():
+    for cookie in counting.keys() & now.keys():
+        count = now[cookie].packets - known.get(now[cookie].place, 0)
+        for slot in counting[cookie] if count > 0 else ():
             counts[slot] = counts.get(slot, 0) + count
     return counts
 

@@ -18,6 +18,7 @@ OURS = (0xFFFF, 0xFFFE)
 """Priorities that our flows of table 0 have."""
 _COOKIE = re.compile(r"\bcookie=(0x[0-9a-f]+|\d+)")
 _PACKETS = re.compile(r"\bn_packets=(\d+)")
+_PLACE = re.compile(r"\b(table=\d+),.*?(\bpriority=\S+) actions=")
 _GROUP = re.compile(r"\bgroup_id=(\d+)")
 _TABLES = (
     re.compile(r"\btable=(\d+)"),
@@ -33,8 +34,9 @@ _REWRITES = re.compile(
     r"|NXM_NX_PKT_MARK|pkt_mark|NXM_NX_CT_|ct_|NXM_NX_TUN_|tun_|in_port|NXM_OF_IN_PORT|OXM_OF_IN_PORT))\w)",
     re.IGNORECASE,
 )
-_HAIRPIN = re.compile(r"\b(?:in_port|IN_PORT)(?=[,)]|$)|\boutput:(?:NXM_OF_IN_PORT|in_port)", re.IGNORECASE)
-_CONTROLLER = re.compile(r"\bCONTROLLER\b|\bcontroller\(", re.IGNORECASE)
+_IN_PORT = r"(?:NXM_OF_|OXM_OF_)?in_port"
+_HAIRPIN = re.compile(rf"\bin_port(?=[,)]|$)|\boutput:{_IN_PORT}|\bpop:{_IN_PORT}|->\s*{_IN_PORT}", re.IGNORECASE)
+"""Also what writes where a packet came from, most often nowhere: no output is its port of entry then (ovs-actions(7))."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,12 @@ def packets_of(line: str) -> int:
     """That a flow, as dumped, has counted."""
     found = _PACKETS.search(line)
     return int(found[1]) if found else 0
+
+
+def place_of(line: str) -> str:
+    """Table, priority and match of a flow of ours as dumped. A bridge has but one; what is added takes its place and counters."""
+    found = _PLACE.search(line)
+    return f"{found[1]},{found[2]}" if found else ""
 
 
 def group_of(line: str) -> int:

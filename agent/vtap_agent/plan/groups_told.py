@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 from vtap_agent.plan.dataplane import Direction, SamplingType, TapProgram
 from vtap_agent.plan.groups_filter import SwitchFilter, Tags, compile_filter
@@ -43,32 +43,42 @@ class WhereItRuns:
     def __init__(self, programs: Mapping[str, TapProgram], peer_sets: Mapping[int, frozenset[str]]) -> None:
         self._programs = programs
         self._peer_sets = peer_sets
-        self._known: dict[tuple[str, Direction, Tags], str] = {}
+        self._compiled_ones: dict[tuple[str, Direction, Tags], SwitchFilter] = {}
+        self._clauses: dict[tuple[str, Direction, Tags, tuple[str, ...]], str] = {}
 
-    def tell(self, name: str, direction: Direction, port: BridgePort, others: int) -> str:
-        """The clause for a program at a port; `others` counts programs that also select it. Empty where nothing is to be said."""
-        program = self._programs[name]
+    def tell(self, name: str, direction: Direction, port: BridgePort, programs: tuple[str, ...]) -> str:
+        """The clause for a program at a port; `programs` are all that select it. Empty where nothing is to be said."""
         tags = _tags(port)
+        key = (name, direction, tags, programs)
+        if key not in self._clauses:
+            asked = {one for one in (self._compiled(other, direction, tags) for other in programs) if not one.wants_nothing}
+            clauses = (
+                _filter_clause(self._programs[name], self._compiled(name, direction, tags), asked),
+                _rest_clause(self._programs[name]),
+            )
+            self._clauses[key] = "; ".join(filter(None, clauses))
+        return self._clauses[key]
+
+    def _compiled(self, name: str, direction: Direction, tags: Tags) -> SwitchFilter:
         key = (name, direction, tags)
-        if key not in self._known:
-            self._known[key] = _filter_clause(program, compile_filter(program, self._peer_sets, direction, tags))
-        filtered = self._known[key]
-        if filtered and others >= MAX_CHAIN:
-            filtered = f"filter in the preprocessor, as more than {MAX_CHAIN} taps select the pod"
-        elif filtered and others:
-            filtered += ", and what the pod's other taps want comes too"
-        return "; ".join(filter(None, (filtered, _rest_clause(program))))
+        if key not in self._compiled_ones:
+            self._compiled_ones[key] = compile_filter(self._programs[name], self._peer_sets, direction, tags)
+        return self._compiled_ones[key]
 
 
-def _filter_clause(program: TapProgram, compiled: SwitchFilter) -> str:
+def _filter_clause(program: TapProgram, own: SwitchFilter, asked: Set[SwitchFilter]) -> str:
+    """`asked` are the different filters of all taps at the port, as flows hold a packet against each but once."""
     if not program.matches:
         return ""
-    if compiled.wants_all:
-        why = f": {_few(compiled.unsaid)}" if compiled.unsaid else ""
+    if own.wants_all:
+        why = f": {_few(own.unsaid)}" if own.unsaid else ""
         return f"filter in the preprocessor, as flows would leave out nothing{why}"
-    if compiled.unsaid:
-        return f"filter in flows, but for {_few(compiled.unsaid)}, which the preprocessor judges"
-    return "filter in flows"
+    if any(one.wants_all for one in asked):
+        return "filter in the preprocessor, as another tap of the pod has everything copied"
+    if len(asked) > MAX_CHAIN:
+        return f"filter in the preprocessor, as taps with more than {MAX_CHAIN} different filters select the pod"
+    said = f"filter in flows, but for {_few(own.unsaid)}, which the preprocessor judges" if own.unsaid else "filter in flows"
+    return said if not asked - {own} else f"{said}, and what the pod's other taps want comes too"
 
 
 def _few(parts: tuple[str, ...]) -> str:

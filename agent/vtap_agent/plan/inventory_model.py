@@ -47,6 +47,8 @@ class BridgePort:
     """A port of DPDK's with no kernel's device behind it: the pod's end is a socket or a ring, not an interface."""
     mtu: int = 0
     """In bytes; 0 where it is not known."""
+    by_xdp: bool = False
+    """Open vSwitch takes what its device receives by XDP, and gives it frames by AF_XDP: both before the device's tc hooks."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
@@ -20,10 +21,11 @@ from vtap_agent.plan.dataplane import (
     Source,
 )
 from vtap_agent.plan.groups_filter import MAX_PEERS
+from vtap_agent.plan.groups_flows import MAX_CHAIN
 from vtap_agent.plan.inventory_model import Bridge, PodInterface
 from vtap_agent.plan.moves import with_old_feeds
 from vtap_agent.plan.selection import Desired, select
-from vtap_api.virtualtap import BackendName
+from vtap_api.virtualtap import BackendName, VirtualTap
 
 
 def hook(number: int, direction: Direction) -> Feed:
@@ -76,6 +78,12 @@ def test_a_groups_members_name_port_vlan_and_programs(direction: Direction) -> N
     assert member.slots == tuple(slots[name] for name in member.programs)
 
 
+def on_xdp(seen: PodInterface) -> PodInterface:
+    """The same at a port of type afxdp."""
+    assert seen.port is not None
+    return replace(seen, port=replace(seen.port, by_xdp=True))
+
+
 def chosen_by_auto(seen: PodInterface, **bridge: object) -> Choice | NoChoice:
     """With a filter of which flows can leave out something."""
     known = Bridge("br0", "uuid", "netdev", (), (), 0, 0)
@@ -103,6 +111,8 @@ def test_auto_leaves_it_to_open_vswitch_where_the_kernel_has_no_device_or_no_pac
     assert isinstance(whole, Choice) and whole.backend is Backend.OVS_MIRROR
     polled = chosen_by_auto(interface(pod(1), 1), polled=True)
     assert isinstance(polled, Choice) and polled.backend is Backend.OVS_GROUP and "past the kernel" in polled.why
+    by_xdp = chosen_by_auto(on_xdp(interface(pod(1), 1)))
+    assert isinstance(by_xdp, Choice) and by_xdp.backend is Backend.OVS_GROUP and "past the kernel" in by_xdp.why
     nowhere = choose(BackendName.AUTO, replace(bare, port=None), None)
     assert isinstance(nowhere, NoChoice) and nowhere.reason == "NoPort"
 
@@ -123,6 +133,10 @@ def test_what_a_backend_cannot_have_is_said_with_the_cure() -> None:
     assert isinstance(no_veth, NoChoice) and no_veth.reason == "NoVeth" and "use OVSMirror" in no_veth.sentence
     polled = choose(BackendName.EBPF, interface(pod(1), 1), Bridge("br0", "uuid", "netdev", (), (), 0, 0, polled=True))
     assert isinstance(polled, NoChoice) and polled.reason == "PastTheKernel" and "use OVSMirror or OVSGroup" in polled.sentence
+    by_xdp = choose(BackendName.EBPF, on_xdp(interface(pod(1), 1)), None)
+    assert isinstance(by_xdp, NoChoice) and by_xdp.reason == "PastTheKernel" and "as AF_XDP moves the packets" in by_xdp.sentence
+    beside = choose(BackendName.EBPF, interface(pod(1), 1), Bridge("br0", "uuid", "netdev", (), (), 0, 0))
+    assert isinstance(beside, Choice), "other ports of the bridge are as they were"
     no_port = choose(BackendName.OVS_MIRROR, interface(pod(1), 1, on_bridge=False), None)
     assert isinstance(no_port, NoChoice) and no_port.reason == "NoPort" and "ovs-vsctl add-port" in no_port.sentence
     owned = Bridge("br0", "uuid", "system", ("tcp:127.0.0.1:6653",), (), 0, 0)
@@ -234,3 +248,26 @@ def test_auto_takes_a_group_where_flows_leave_out_something(
     assert [one.backend for one in made] == [Backend.OVS_GROUP] * 2
     why = "Auto takes OVSGroup, as DPDK moves the packets of br0 past the kernel and flows can leave out packets that the filter"
     assert {one.why for one in made} == {f"{why} excludes"}
+
+
+def says(taps: Iterable[VirtualTap]) -> set[str]:
+    """What status says of the first tap's points, with these taps of one pod."""
+    outcome = plan(Desired(tuple(taps), (gre(),)), inventory([pod(1)], [interface(pod(1), 1)]))
+    return {point.message for verdict in outcome.verdicts if verdict.name == "t0" for point in verdict.points}
+
+
+def filtering(number: int, port: int) -> VirtualTap:
+    rule = {"action": "Include", "protocol": "TCP", "peerPorts": [{"port": port}]}
+    return tap(f"t{number}", backend="OVSGroup", filter={"defaultAction": "Exclude", "rules": [rule]})
+
+
+def test_taps_with_one_same_filter_are_one_question_to_the_switch() -> None:
+    """Flows hold a packet against each different filter but once, however many taps have it."""
+    same = says(filtering(number, 80) for number in range(MAX_CHAIN + 1))
+    assert same and all(message.endswith("filter in flows") for message in same)
+    few = says(filtering(number, 80 + number) for number in range(MAX_CHAIN))
+    assert few and all("filter in flows, and what the pod's other taps want comes too" in message for message in few)
+    many = says(filtering(number, 80 + number) for number in range(MAX_CHAIN + 1))
+    assert many and all(f"as taps with more than {MAX_CHAIN} different filters select the pod" in message for message in many)
+    whole = says((filtering(0, 80), tap("t1", backend="OVSGroup")))
+    assert whole and all("as another tap of the pod has everything copied" in message for message in whole)

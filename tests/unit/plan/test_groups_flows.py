@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.plan.flow_tables import Packet, Pipeline
 from vtap_agent.plan.dataplane import Action, Backend, Direction, Feed, Group, GroupMember, Match, PortRange, TapProgram
-from vtap_agent.plan.groups import Present, bundle, layout_for, uncopied
+from vtap_agent.plan.groups import Counted, Present, bundle, layout_for, uncopied
 from vtap_agent.plan.groups_flows import MAX_CHAIN, BridgeFlows, Flow, Layout, SwitchPort, Tables, Wanted, build, our_cookies
 from vtap_agent.plan.groups_foreign import ForeignFlows
 
@@ -205,9 +205,20 @@ def test_what_was_not_copied_is_counted_for_every_receiver() -> None:
     made = flows(egress="a", ingress="ab", programs={"a": ("dns",), "b": ("web",)})
     counting = [flow for flow in made.flows if flow.uncopied]
     asked = {flow.cookie: flow.match.partition(",")[2] for flow in counting}
-    now = {cookie: 5 for cookie, match in asked.items() if match.startswith(("dl_dst=01", "in_port=1,dl_src"))}
-    assert uncopied(made.flows, {}, now) == {PORTS["a"]: 10, PORTS["b"]: 5}
-    assert uncopied(made.flows, now, now) == {}
+    now = {cookie: Counted(match, 5) for cookie, match in asked.items() if match.startswith(("dl_dst=01", "in_port=1,dl_src"))}
+    slots = {flow.cookie: flow.uncopied for flow in counting}
+    assert uncopied(slots, {}, now) == {PORTS["a"]: 10, PORTS["b"]: 5}
+    assert uncopied(slots, now, now) == {}
+
+
+def test_a_flow_that_takes_another_s_place_goes_on_from_its_count() -> None:
+    """As a switch does where one is added whose table, priority and match another has."""
+    one, both = flows(egress="a", programs={"a": ("dns",)}), flows(egress="a", ingress="b", programs={"a": ("dns",)})
+    (old,), (new,) = ([flow for flow in made.flows if flow.uncopied == (PORTS["a"],)] for made in (one, both))
+    assert old.cookie != new.cookie and (old.table, old.priority, old.match) == (new.table, new.priority, new.match)
+    slots = {flow.cookie: flow.uncopied for flow in (old, new)}
+    before, now = {old.cookie: Counted(old.match, 10_000)}, {new.cookie: Counted(new.match, 10_003)}
+    assert uncopied(slots, before, now) == {PORTS["a"]: 3}
 
 
 def test_filters_are_shared_by_pods() -> None:
@@ -226,7 +237,8 @@ def test_cookies_tell_flows_apart_and_are_ours() -> None:
 
 def test_a_bundle_changes_what_differs_and_nothing_else() -> None:
     before, after = flows(egress="a"), flows(egress="ab")
-    present = Present({flow.cookie: 1 for flow in before.flows}, frozenset(group.number for group in before.groups))
+    counted = {flow.cookie: Counted(flow.match, 1) for flow in before.flows}
+    present = Present(counted, frozenset(group.number for group in before.groups))
     assert bundle(before, present) == ()
     changes = bundle(after, present)
     assert sum(line.startswith("flow add") for line in changes) == 4 and not any("delete" in line for line in changes)

@@ -9,7 +9,7 @@ from vtap_agent.plan.backend_choice import Choice, choose, next_best
 from vtap_agent.plan.dataplane import Backend, Direction, Feed, Group
 from vtap_agent.plan.groups import GroupBridge, layout_for, refusals
 from vtap_agent.plan.groups_flows import SwitchPort
-from vtap_agent.plan.groups_foreign import ForeignFlows, cookie_of, packets_of, read_foreign
+from vtap_agent.plan.groups_foreign import ForeignFlows, cookie_of, packets_of, place_of, read_foreign
 from vtap_agent.plan.inventory_model import Bridge
 from vtap_agent.plan.tap_ports import tap_port_name
 from vtap_api.virtualtap import BackendName
@@ -78,16 +78,50 @@ def test_marks_of_others_rewrite_nothing(actions: str) -> None:
     assert not read_foreign([flow(actions)], []).rewriting
 
 
-def test_hairpins_are_noticed() -> None:
-    assert (
-        read_foreign([flow("IN_PORT")], []).hairpins and read_foreign([flow("mod_dl_src:02:00:00:00:00:01,in_port")], []).hairpins
-    )
-    assert not read_foreign([flow("drop", "priority=5,in_port=4"), NORMAL], []).hairpins
+@pytest.mark.parametrize(
+    "actions",
+    [
+        "IN_PORT",
+        "mod_dl_src:02:00:00:00:00:01,in_port",
+        "output:NXM_OF_IN_PORT[]",
+        "load:0->NXM_OF_IN_PORT[],NORMAL",
+        "load:0->OXM_OF_IN_PORT[],output:2",
+        "load:0xffff->in_port,output:2",
+        "set_field:0->in_port,output:2",
+        "set_field:ANY->in_port,NORMAL",
+        "move:NXM_NX_REG0[0..15]->NXM_OF_IN_PORT[],resubmit(,3)",
+        "pop:NXM_OF_IN_PORT[],NORMAL",
+    ],
+)
+def test_hairpins_are_noticed(actions: str) -> None:
+    """Also those by ovs-actions(7): whoever forgets where a packet came from may send it back there."""
+    assert read_foreign([flow(actions)], []).hairpins
+    assert read_foreign([], [f"group_id=5,type=select,bucket=bucket_id:0,actions={actions}"]).hairpins
+    assert not read_foreign([flow(actions)], []).rewriting or actions.startswith("mod_dl_src")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(NORMAL, flow("drop", "priority=5,in_port=4"), flow("move:NXM_OF_IN_PORT[]->NXM_NX_REG0[0..15],NORMAL")),
+        *(flow("push:NXM_OF_IN_PORT[],NORMAL"), flow("resubmit(4,3)"), flow("load:0x4->NXM_NX_REG0[],output:4")),
+    ],
+)
+def test_what_looks_at_the_port_of_entry_is_no_hairpin(line: str) -> None:
+    assert not read_foreign([line], []).hairpins
 
 
 def test_counters_and_cookies_are_read() -> None:
     line = flow("drop", cookie=0x76540000000001)
     assert cookie_of(line) == 0x76540000000001 and packets_of(line) == 3
+
+
+def test_a_flow_s_place_is_its_table_priority_and_match() -> None:
+    """Whatever it has counted, and whatever it does."""
+    line = "cookie=0x1, duration=1.7s, table=7, n_packets=7, n_bytes=6, idle_age=3, priority=5,in_port=1,dl_src=02:00:00:00:00:01"
+    assert place_of(f"{line} actions=drop") == "table=7,priority=5,in_port=1,dl_src=02:00:00:00:00:01"
+    assert place_of(f"{line} actions=drop") == place_of(f"{line.replace('n_packets=7', 'n_packets=8')} actions=NORMAL")
+    assert place_of(NORMAL) == "table=0,priority=0"
 
 
 def refused(bridge: GroupBridge, *lines: str) -> dict[Feed, str]:

@@ -22,6 +22,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     config.pluginmanager.register(MatrixPlugin(), "contract-matrix")
+    preflight.use_unpacked_switch()
 
 
 def pytest_xdist_auto_num_workers() -> int:

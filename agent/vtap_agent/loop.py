@@ -34,7 +34,7 @@ from vtap_agent.plan.reception import Reception, Withheld, withheld
 from vtap_agent.plan.recover import without_edges
 from vtap_agent.plan.selection import Desired, Selection, remotes, select
 from vtap_agent.plan.shortfalls import Shortfall
-from vtap_agent.plan.slots import SlotTable
+from vtap_agent.plan.slots import Assignment, SlotTable
 from vtap_agent.plan.steadiness import vanished, with_interfaces, with_switch
 from vtap_agent.plan.steps import Phase, Step, ordered
 from vtap_agent.plan.streams import StreamId
@@ -130,8 +130,8 @@ class Parts:
     announcer: Announcer
     accounts: Accounts
     mailbox: Mailbox
-    uncopied: Callable[[], Mapping[int, int]] = dict[int, int]
-    """Packets, by slot, that a switch left out itself, because no tap of their pod wants them."""
+    uncopied: Callable[[], Mapping[Assignment, int]] = dict[Assignment, int]
+    """Packets that a switch left out itself, because no tap of their pod wants them; also of streams that had a slot before."""
     with_edges: Callable[[tuple[TapDestination, ...], Inventory], Inventory] = without_edges
     """Serves the monitors of this node and adds the ways of copies without a tunnel."""
     switch_expected: Callable[[], bool] = lambda: True
@@ -249,7 +249,8 @@ class Loop:
 
     def _counters(self) -> NodeCounters:
         parts = self._parts
-        counters = with_uncopied(parts.pipeline.counters(parts.accounts.used_slots()), parts.uncopied())
+        assigned = parts.accounts.slots.assigned.values()
+        counters = with_uncopied(parts.pipeline.counters(parts.accounts.used_slots()), parts.uncopied(), assigned)
         parts.accounts.observe(counters)
         return counters
 

@@ -35,6 +35,7 @@ from vtap_agent.plan.groups import (
 from vtap_agent.plan.groups_flows import BridgeFlows, Layout, SwitchPort, our_cookies
 from vtap_agent.plan.groups_foreign import ForeignFlows, cookie_of, group_of, packets_of, place_of, read_foreign, without_counters
 from vtap_agent.plan.shortfalls import Shortfall
+from vtap_agent.plan.slots import Assignment
 from vtap_agent.plan.stamps import Stamp
 from vtap_agent.plan.steps import Step
 from vtap_agent.plan.tap_ports import AddTapPort, BridgeStep, DeleteTapPort, tap_port_name
@@ -124,7 +125,7 @@ class OvsGroupBackend:
         self._on_loss = on_loss
         self._known: dict[str, _Bridge] = defaultdict(_Bridge)
         self._swept: set[str] = set()
-        self._uncopied: dict[int, tuple[str, int]] = {}
+        self._uncopied: dict[Assignment, int] = {}
         self._read_at = 0.0
         self._flood_problems: dict[str, str] = {}
         self._unflooded: dict[str, tuple[int | None, int]] = {}
@@ -146,11 +147,12 @@ class OvsGroupBackend:
         """None: vswitchd itself sees that flows have changed."""
         return 0
 
-    def uncopied(self) -> Mapping[int, int]:
-        """Packets, by slot, that the flows did not copy since the slot's tap point is there, as no tap of its pod wants them.
+    def uncopied(self) -> Mapping[Assignment, int]:
+        """Packets that the flows did not copy since a tap point has its slot, as no tap of its pod wants them.
 
-        Counted by the switch, for which a super-packet is one packet. Read now, but at most once in READ_EVERY seconds; where the
-        switch does not answer, as of the last time. The bridges are watched on the way.
+        Those of tap points that are gone stay there until others have their slots. Counted by the switch, for which a
+        super-packet is one packet. Read now, but at most once in READ_EVERY seconds; where the switch does not answer, as of the
+        last time. The bridges are watched on the way.
         """
         now = time.monotonic()
         if now - self._read_at >= READ_EVERY:
@@ -161,7 +163,7 @@ class OvsGroupBackend:
                         self._watch(name, known)
                     except VtapError as reason:
                         log.debug("flows of %s were not read: %s", name, reason)
-        return {slot: count for slot, (_, count) in self._uncopied.items()}
+        return dict(self._uncopied)
 
     def _watch(self, name: str, known: _Bridge) -> None:
         """Read the counters of our flows, and ask for a pass where what they were made for is not so any more."""
@@ -176,9 +178,8 @@ class OvsGroupBackend:
 
     def _count(self, known: _Bridge, counted: Mapping[int, Counted]) -> None:
         for slot, count in known.count(counted).items():
-            incarnation = known.incarnations.get(slot, "")
-            before, sum_ = self._uncopied.get(slot, ("", 0))
-            self._uncopied[slot] = (incarnation, count + (sum_ if before == incarnation else 0))
+            counted_for = Assignment(slot, known.incarnations.get(slot, ""))
+            self._uncopied[counted_for] = self._uncopied.get(counted_for, 0) + count
 
     def observe(self) -> Mapping[str, GroupBridge]:
         """Bridges by name, as the database tells them. Raises Wait where it is down."""
@@ -290,9 +291,8 @@ class OvsGroupBackend:
 
     def _forget_others(self, wanted: DataPlane) -> None:
         """Counts of slots that other tap points have now."""
-        for point in wanted.points:
-            if self._uncopied.get(point.slot, (point.incarnation, 0))[0] != point.incarnation:
-                del self._uncopied[point.slot]
+        now = {point.slot: point.incarnation for point in wanted.points}
+        self._uncopied = {of: count for of, count in self._uncopied.items() if now.get(of.slot, of.incarnation) == of.incarnation}
 
     # --- flows -----------------------------------------------------------------------------------------------------------
 

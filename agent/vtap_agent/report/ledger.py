@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vtap_agent.plan.dataplane import Backend, Direction, Feed, NodeCounters, PointCounters, TapPointName
+from vtap_agent.plan.slots import Assignment
 
 MAX_CLOSED = 1000
 """Closed tap points that keep a row of their own; older ones go into one sum a tap."""
@@ -54,12 +55,15 @@ def with_drop(counters: PointCounters, reason: str, packets: int) -> PointCounte
     return replace(counters, dropped={**counters.dropped, reason: counters.dropped.get(reason, 0) + packets})
 
 
-def with_uncopied(counters: NodeCounters, uncopied: Mapping[int, int]) -> NodeCounters:
-    """What a switch's own flows left out was seen and excluded, if not by `pick`. By slot; bytes are not told."""
+def with_uncopied(counters: NodeCounters, uncopied: Mapping[Assignment, int], assigned: Iterable[Assignment]) -> NodeCounters:
+    """What a switch's own flows left out was seen and excluded, if not by `pick`; bytes are not told.
+
+    What was left out of a stream that had the slot before is none of this one's.
+    """
     points = {
-        slot: replace(point, seen=point.seen + uncopied[slot], excluded=point.excluded + uncopied[slot])
-        for slot, point in counters.points.items()
-        if slot in uncopied
+        one.slot: replace(point, seen=point.seen + uncopied[one], excluded=point.excluded + uncopied[one])
+        for one in assigned
+        if one in uncopied and (point := counters.points.get(one.slot)) is not None
     }
     return replace(counters, points={**counters.points, **points}) if points else counters
 

@@ -12,12 +12,13 @@ from vtap_agent.accounts import Accounts
 from vtap_agent.errors import Wait
 from vtap_agent.events import Mailbox
 from vtap_agent.loop import Loop, Parts
-from vtap_agent.plan.dataplane import Backend, DataPlane, Feed, Group, NodeCounters, PointCounters
+from vtap_agent.plan.dataplane import MAX_SLOTS, Backend, DataPlane, Feed, Group, NodeCounters, PointCounters
 from vtap_agent.plan.inventory_model import Bridge, Inventory
 from vtap_agent.plan.mirror_health import MirrorHealth, unhealthy
 from vtap_agent.plan.mirrors import MirrorStep
 from vtap_agent.plan.selection import Desired
 from vtap_agent.plan.shortfalls import Shortfall
+from vtap_agent.plan.slots import Assignment
 from vtap_agent.plan.steps import Phase
 from vtap_agent.plan.tap_ports import BridgeStep
 from vtap_agent.report.announcer import Announcer
@@ -254,7 +255,7 @@ class World:
 class Node:
     """Two pods on bridge br0, no tap, and a loop that has not run yet."""
 
-    def __init__(self, state: Path) -> None:
+    def __init__(self, state: Path, slots: int = MAX_SLOTS) -> None:
         pods = [pod(1), pod(2)]
         interfaces = [interface(owner, number) for number, owner in enumerate(pods, 1)]
         ports = tuple(item.port for item in interfaces if item.port is not None)
@@ -262,13 +263,18 @@ class Node:
         bridge = Bridge("br0", "uuid-br0", "netdev", (), ports, 0, 0)
         self.world = World(replace(seen, switch=replace(seen.switch, bridges=(bridge,))))
         self.taps, self.pipeline, self.mirrors, self.mailbox = Taps(), MemoryPipeline(), MemoryMirrors(), Mailbox()
-        self.accounts = Accounts(state / "agent.json", 4096)
+        self.accounts = Accounts(state / "agent.json", 4096, slots)
         self.announcer = Announcer("node-1", self.mailbox.changed)
         self.hooks, self.groups, self.switch_expected = MemoryHooks(), MemoryGroups(), True
         self.passed_by = frozenset[Feed]()
         backends = (self.mirrors, self.groups, self.hooks)
         parts: Any = (self.taps, self.world, backends, self.pipeline, self.announcer, self.accounts, self.mailbox)
-        look: Any = {"switch_expected": lambda: self.switch_expected, "passed_by": lambda hooks: self.passed_by & hooks}
+        self.uncopied: Mapping[Assignment, int] = {}
+        look: Any = {
+            "switch_expected": lambda: self.switch_expected,
+            "passed_by": lambda hooks: self.passed_by & hooks,
+            "uncopied": lambda: self.uncopied,
+        }
         self.loop = Loop(Parts(*parts, **look), 4096)
 
     def want(self, *taps: VirtualTap) -> None:

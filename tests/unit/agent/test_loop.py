@@ -13,6 +13,7 @@ import pytest
 from tests.unit.agent.node import Node
 from tests.unit.agent.waiting import eventually
 from tests.unit.plan.test_planning import tap
+from vtap_agent import accounts
 from vtap_agent import loop as module
 from vtap_agent.errors import Retry
 from vtap_agent.plan import auto
@@ -143,6 +144,33 @@ def test_what_needs_no_open_vswitch_goes_on_while_it_is_away(node: Node) -> None
     assert node.copied() == {(name, pod) for name in ("web", "hooked") for pod in ("web-1", "web-2")}
     node.want(tap())
     eventually(lambda: not node.hooks.has and node.copied() == BOTH_PODS)
+
+
+def test_what_a_switch_left_out_of_a_stream_is_not_counted_for_the_next_one_in_its_slot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while Open vSwitch is away, when its backends are not told what is wanted."""
+    monkeypatch.setattr(module, "TICK", 0.02)
+    monkeypatch.setattr(accounts, "SETTLE", 0.1)
+    node = Node(tmp_path, slots=4)
+    node.want(tap())
+    running = threading.Thread(target=node.loop.run, daemon=True)
+    running.start()
+    eventually(lambda: programmed(node))
+    node.uncopied = dict.fromkeys(node.accounts.slots.assigned.values(), 7)
+    eventually(lambda: counted(node, "web") == {(7, 7)})
+    node.switch_away(True)
+    node.want(tap("next", backend="EBPF"))
+    eventually(lambda: programmed(node, "next") and len(counted(node, "next")) > 0)
+    assert counted(node, "next") == {(0, 0)}
+    assert counted(node, "web") == {(7, 7)}, "which have ended"
+    node.mailbox.stop()
+    running.join(10)
+
+
+def counted(node: Node, name: str) -> set[tuple[int, int]]:
+    """(seen, excluded) of a tap's streams."""
+    return {(row.counters.seen, row.counters.excluded) for row in node.loop.view.rows if row.name.tap_name == name}
 
 
 def test_a_node_without_open_vswitch_is_a_node_like_others(tmp_path: Path) -> None:

@@ -515,6 +515,27 @@ def test_a_filter_of_another_kind_that_stays_in_front_is_told_until_it_goes(clsa
     assert copied(node, 40) == {0: 20, 1: 20}
 
 
+def test_an_ebpf_filter_of_another_protocol_that_stays_in_front_is_told_until_it_goes(clsact: HookedNode, compiled: Path) -> None:
+    """As many programs that are meant for IP only are attached by hand: one priority holds one protocol, and ours is "all"."""
+    node, plane, pin = clsact, clsact.plane(), clsact.root / "beside"
+    other = Beside(compiled, TC_ACT_OK)
+    libbpf.pin(other.program, pin)
+    _qdisc_command("add", "clsact")
+    command = f"tc filter add dev {POD} ingress protocol ip prio 1 bpf da pinned {pin}"
+    subprocess.run(command.split(), check=True)
+    pin.unlink()
+    other.close()
+    node.apply(plane)
+    ((feed, sentence),) = node.backend.problems(plane, frozenset()).items()
+    assert (feed.place, feed.direction) == (POD, Direction.EGRESS)
+    assert "it is of another kind or protocol than ours and has priority 1" in sentence and "Linux 6.6" in sentence
+    assert copied(node, 20) == {0: 20, 1: 0}
+    subprocess.run(["tc", "filter", "del", "dev", POD, "ingress", "prio", "1"], check=True)
+    node.apply(plane)
+    assert node.backend.problems(plane, frozenset()) == {}
+    assert copied(node, 40) == {0: 20, 1: 20}
+
+
 # --- beside a qdisc of kind ingress, which has one side ----------------------------------------------------------------------
 
 

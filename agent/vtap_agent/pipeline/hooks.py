@@ -26,7 +26,7 @@ from vtap_agent.pipeline.kernel import HOOK_PIN, Kernel, word
 from vtap_agent.plan.dataplane import Backend, Direction, Feed
 
 FIRST, ANYWHERE = 1, 0x7674
-"""Priorities at clsact. The first is the lowest there is; a filter of another kind that has it makes us take the other."""
+"""Priorities at clsact. The first is the lowest there is; where one of another kind or protocol has it, we take the other."""
 HANDLE = 0x7674
 """Of our filters, at either priority."""
 MADE_CLSACT = 4
@@ -92,12 +92,12 @@ class Hooks:
         return {feed: f"what the pod receives can't be seen: {qdiscs.no_egress(feed.place)}, or tap Egress only" for feed in lost}
 
     def stay_behind(self, feeds: Iterable[Feed]) -> dict[Feed, str]:
-        """Those that somebody's filter of another kind is in front of, which only tcx could pass."""
+        """Those that somebody's filter of another kind or protocol is in front of, which only tcx could pass."""
         self._look()
         behind = (feed for feed in feeds if self._stays_behind(_watch(feed.ifindex, feed.direction)))
         return {
-            feed: f"what somebody's filter at {feed.place} takes is not copied: it is no eBPF program and has priority 1, "
-            "before which there is none; give it a later one, or run Linux 6.6"
+            feed: f"what somebody's filter at {feed.place} takes is not copied: it is of another kind or protocol than ours and "
+            "has priority 1, before which there is none; give it a later one, or run Linux 6.6"
             for feed in behind
         }
 

@@ -53,7 +53,8 @@ TICK = 1.0
 RESYNC = 10.0
 RETRY_FIRST, RETRY_LAST = 0.1, 5.0
 HEALTH_EVERY, HEALTH_EVERY_AFTER_CHANGE, CHANGE_WATCHED = 5.0, 1.0, 10.0
-"""Seconds between looks at whether mirrors copy; for a while after a change, which may have passed flows by, more often."""
+"""Seconds between looks at whether feeds copy; more often for a while after a change, which may have passed flows by, and after
+a look that found something new."""
 BLINK = 5.0
 """Seconds that a pod whose interfaces cannot be seen keeps the tap points it has."""
 AWAY = "Open vSwitch does not answer: what is copied stays so, and nothing new can be until it runs again (check ovs-vswitchd)"
@@ -196,6 +197,7 @@ class Loop:
         self._tick_failure = ""
         self._unverified: tuple[Shortfall, ...] = ()
         self._feed_problems: Mapping[Feed, str] = {}
+        self._new_problems = False
         self._passed_by = frozenset[Feed]()
         self._lacking_ids: Mapping[str, float] = {}
         self._source_problems: tuple[str, ...] = ()
@@ -546,14 +548,16 @@ class Loop:
 
     def _look_at_feeds(self) -> None:
         now = time.monotonic()
-        watched = now - self._changed_at < CHANGE_WATCHED or bool(self._feed_problems)
+        watched = now - self._changed_at < CHANGE_WATCHED or self._new_problems
         if now - self._health_at < (HEALTH_EVERY_AFTER_CHANGE if watched else HEALTH_EVERY):
             return
         self._health_at = now
         strays, self._strays = self._strays, self.view.counters.unattributed
         suspects = frozenset(key for key, count in self._strays.items() if count - strays.get(key, count) >= EVIDENCE)
         found = [one.problems(self._wanted, suspects) for one in self._parts.backends]
-        self._feed_problems = {feed: sentence for problems in found for feed, sentence in problems.items()}
+        known, self._feed_problems = self._feed_problems, {of: said for problems in found for of, said in problems.items()}
+        # What looks the same again may stay for good, as a filter of somebody's that nothing of ours can pass.
+        self._new_problems = not self._feed_problems.items() <= known.items()
 
     def _take_view(self, counters: NodeCounters, rows: tuple[Row, ...]) -> None:
         parts = self._parts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -110,6 +111,8 @@ class MemoryMirrors:
         self.refused: Mapping[Feed, str] = {}
         self.unlike: tuple[Shortfall, ...] = ()
         self.health: Mapping[Feed, MirrorHealth] = {}
+        self.looked_at: list[float] = []
+        """When somebody asked whether they copy, in seconds of a monotonic clock."""
 
     def _look(self) -> None:
         if self.away:
@@ -137,6 +140,7 @@ class MemoryMirrors:
 
     def problems(self, _wanted: DataPlane, _suspects: frozenset[Feed]) -> Mapping[Feed, str]:
         self._look()
+        self.looked_at.append(time.monotonic())
         return {feed: said[0] for feed, health in self.health.items() if (said := unhealthy({feed: health}))}
 
 

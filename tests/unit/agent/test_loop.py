@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 from collections.abc import Iterator
@@ -225,6 +226,23 @@ def test_an_unhealthy_mirror_is_said_of_the_taps_it_feeds(node: Node) -> None:
     assert programmed(node, "out")
     node.mirrors.health = {}
     eventually(lambda: programmed(node, "in"))
+
+
+def test_a_problem_is_looked_at_again_soon_and_seldom_once_it_stays(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What no look cures must not have the node look without end."""
+    monkeypatch.setattr(module, "CHANGE_WATCHED", 0.0)
+    monkeypatch.setattr(module, "HEALTH_EVERY", 0.5)
+    monkeypatch.setattr(module, "HEALTH_EVERY_AFTER_CHANGE", 0.02)
+    node.want(tap())
+    eventually(lambda: programmed(node))
+    looks = node.mirrors.looked_at
+    eventually(lambda: len(looks) > 0)
+    begin = len(looks) - 1
+    node.mirrors.health = {Feed(Backend.OVS_MIRROR, "br0", Direction.INGRESS): MirrorHealth(MirrorState.NOT_HELD, 0, 0, 0)}
+    eventually(lambda: not programmed(node))
+    eventually(lambda: len(looks) >= begin + 5)
+    gaps = [after - before for before, after in itertools.pairwise(looks[begin : begin + 5])]
+    assert [gap >= 0.5 for gap in gaps] == [True, False, True, True], gaps
 
 
 def test_packets_that_pass_a_device_by_are_said_of_the_taps_that_miss_them(node: Node) -> None:

@@ -19,8 +19,6 @@ from vtap_agent.pipeline.kernel import ZERO
 
 LOCK = 8
 """Bytes of a bucket before its entries."""
-IDLE = 30
-"""Seconds without a copy after which an id may get another meaning, as `rewrite_layout.h` says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +64,7 @@ def _entries(buckets: list[bytes]) -> Iterator[tuple[int, recover_layout.Rewrite
     for index, bucket in enumerate(buckets):
         for way in range(recover_layout.REWRITE_WAYS):
             entry = recover_layout.RewriteEntry.from_buffer_copy(bucket, LOCK + way * size)
-            if entry.used and now - entry.used < IDLE * 10**9:
+            if entry.used and now - entry.used < recover_layout.REWRITE_IDLE * 10**9:
                 yield index * recover_layout.REWRITE_WAYS + way, entry
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from vtap_agent.pipeline.recover_layout import REWRITE_IDLE
 from vtap_agent.report.rates import Sample
 
-QUIET = 10.0
-"""Seconds without such a copy before it is over, so that the status doesn't change with every destination met."""
+QUIET = 2.0 * REWRITE_IDLE
+"""Seconds without such a copy before it is over. A full bucket of ids stays full for as long as an id stays taken; with less than
+that the status would change with every copy of a flow that sends seldom."""
 
 
 def lacking_ids(known: Mapping[str, float], before: Sample, now: Sample) -> Mapping[str, float]:

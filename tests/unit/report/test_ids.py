@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from tests.unit.report.test_ledger import row
+from vtap_agent.pipeline import recover_layout
 from vtap_agent.report.ids import QUIET, lacking_ids
 from vtap_agent.report.ledger import Row
 from vtap_agent.report.rates import Sample
@@ -48,6 +49,14 @@ def test_it_is_over_when_it_has_not_grown_for_a_while() -> None:
     assert after(*grown, (2 + QUIET, (without_id(1, 5),))) == set()
     again = (2 + QUIET - 1, (without_id(1, 6),)), (2 + QUIET, (without_id(1, 6),))
     assert after(*grown, *again) == {FIRST.incarnation}, "any more begins it anew"
+
+
+def test_a_flow_that_sends_seldom_is_lacking_an_id_all_the_time() -> None:
+    """A bucket that is full stays so for as long as an id stays taken after its last copy, and a flow meets it when it sends."""
+    readings = [(float(at), (without_id(1, 1 + at // 15),)) for at in range(200)]
+    said = [after(*readings[: until + 1]) for until in range(15, 200)]
+    assert said == [{FIRST.incarnation}] * len(said)
+    assert QUIET >= 2 * recover_layout.REWRITE_IDLE
 
 
 def test_it_ends_with_its_stream() -> None:

@@ -1,4 +1,4 @@
-"""Whether rewritten copies find ids: their node has so many, and copies to more destinations at once end as `noId`. Pure."""
+"""Whether rewritten copies find ids: where the ids of a bucket are taken, copies to one more destination end as `noId`. Pure."""
 
 from __future__ import annotations
 

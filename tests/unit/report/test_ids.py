@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from vtap_agent.pipeline import recover_layout
 from vtap_agent.report.ids import QUIET, lacking_ids
 from vtap_agent.report.ledger import Row
 from vtap_agent.report.rates import Sample
+from vtap_agent.report.status import NO_ID
 
 
 def without_id(number: int, count: int) -> Row:
@@ -57,6 +59,26 @@ def test_a_flow_that_sends_seldom_is_lacking_an_id_all_the_time() -> None:
     said = [after(*readings[: until + 1]) for until in range(15, 200)]
     assert said == [{FIRST.incarnation}] * len(said)
     assert QUIET >= 2 * recover_layout.REWRITE_IDLE
+
+
+def test_a_bucket_of_ids_is_full_at_about_as_many_destinations_as_the_status_says() -> None:
+    """With a hash like chance: what counts is how many buckets there are, and how many ids are in each."""
+    chance = random.Random(1)
+
+    def places() -> int:
+        """Destinations that get ids before the first one that gets none."""
+        taken = [0] * recover_layout.REWRITE_BUCKETS
+        for met in itertools.count():
+            bucket = chance.randrange(len(taken))
+            if taken[bucket] == recover_layout.REWRITE_WAYS:
+                return met
+            taken[bucket] += 1
+        raise AssertionError
+
+    found = sorted(places() for _ in range(100))
+    assert found[2] > 700 and 900 < found[10] < found[90] < 1800, found
+    assert recover_layout.REWRITE_BUCKETS * recover_layout.REWRITE_WAYS == 4096 and recover_layout.REWRITE_WAYS == 8
+    assert "4,096 ids in buckets of eight by a hash: from about 1,000 destinations on" in NO_ID
 
 
 def test_it_ends_with_its_stream() -> None:

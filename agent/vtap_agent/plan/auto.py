@@ -1,19 +1,19 @@
 """What `Auto` can't have on this node's bridges: asked before planning, of what it would take rather than of what is there. Pure.
 
-So the answer changes with the bridges alone, not with itself. Places for mirrors are others' too, who may come and go: once a
-mirror was refused, `Auto` holds it for refused until it was not for REGAIN seconds, so that a tap point goes over once, and not
-each time that one of them is made or deleted. It holds to that only as long as flows copy instead.
+So the answer changes with the bridges alone, not with itself. Places for mirrors are others' too, who may come and go, and so are
+flows: once a mirror or a group was refused, `Auto` holds it for refused until it was not for REGAIN seconds, so that a tap point
+goes over once, and not each time that one of them is made or deleted. It holds to that only as long as the other one copies instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field, replace
 
 from vtap_agent.plan.dataplane import Backend, DataPlane, Feed, Group, Mirror
 
 REGAIN = 60.0
-"""Seconds that there has to have been a mirror for it before `Auto` leaves OVSGroup again."""
+"""Seconds that what `Auto` would rather take has to have been free before it leaves what it took instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Unavailable:
     groups: Mapping[Feed, str] = field(default_factory=dict[Feed, str])
     mirrors: Mapping[Feed, str] = field(default_factory=dict[Feed, str])
     refused_at: Mapping[Feed, float] = field(default_factory=dict[Feed, float], compare=False)
-    """When each mirror was refused last, in seconds of a monotonic clock."""
+    """When each of both was refused last, in seconds of a monotonic clock."""
 
 
 Ask = Callable[[DataPlane], Mapping[Feed, str]]
@@ -42,18 +42,21 @@ Ask = Callable[[DataPlane], Mapping[Feed, str]]
 def unavailable(leanings: Leanings, ask: Ask, before: Unavailable, now: float) -> Unavailable:
     """What can't be had now. A bridge is asked for groups only where they are what `Auto` would take, as it reads all flows."""
     groups = _ask_groups(leanings.groups, ask)
-    mirrors = leanings.mirrors | {by(Backend.OVS_MIRROR, feed) for feed in groups}
+    groups_held = _held(before.groups, leanings.groups - groups.keys(), before, now)
+    mirrors = leanings.mirrors | {by(Backend.OVS_MIRROR, feed) for feed in (*groups, *groups_held)}
     refused = _refused_mirrors(mirrors, leanings.named_mirrors, ask)
-    held = {
-        feed: sentence
-        for feed, sentence in before.mirrors.items()
-        if feed in mirrors - refused.keys() and now - before.refused_at[feed] < REGAIN
-    }
+    groups_held = {feed: clause for feed, clause in groups_held.items() if by(Backend.OVS_MIRROR, feed) not in refused}
+    held = _held(before.mirrors, mirrors - refused.keys(), before, now)
     instead = frozenset(by(Backend.OVS_GROUP, feed) for feed in (*refused, *held))
     groups = {**groups, **_ask_groups(instead - leanings.groups, ask)}
-    held = {feed: sentence for feed, sentence in held.items() if by(Backend.OVS_GROUP, feed) not in groups}
-    refused_at = {**{feed: before.refused_at[feed] for feed in held}, **dict.fromkeys(refused, now)}
-    return Unavailable(groups, {**held, **refused}, refused_at)
+    held = {feed: sentence for feed, sentence in held.items() if by(Backend.OVS_GROUP, feed) not in {**groups, **groups_held}}
+    refused_at = {feed: before.refused_at[feed] for feed in (*held, *groups_held)} | dict.fromkeys((*refused, *groups), now)
+    return Unavailable({**groups_held, **groups}, {**held, **refused}, refused_at)
+
+
+def _held(before: Mapping[Feed, str], free: Set[Feed], known: Unavailable, now: float) -> Mapping[Feed, str]:
+    """Those of `free` that were refused a short while ago, and why."""
+    return {feed: why for feed, why in before.items() if feed in free and now - known.refused_at[feed] < REGAIN}
 
 
 def by(backend: Backend, feed: Feed) -> Feed:

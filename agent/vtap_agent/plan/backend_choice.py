@@ -88,7 +88,7 @@ def next_best(choice: Choice, no_group: str, no_mirror: str) -> Choice:
     if not choice.by_auto or choice.backend is Backend.EBPF:
         return choice
     if choice.backend is Backend.OVS_GROUP and no_group:
-        why = f"Auto takes OVSMirror, as {choice.no_ebpf} and OVSGroup can't be had: {no_group}"
+        why = f"Auto takes OVSMirror, as {choice.no_ebpf} and OVSGroup could not be had: {no_group}"
         return replace(choice, backend=Backend.OVS_MIRROR, why=why, no_group=no_group)
     if choice.backend is Backend.OVS_MIRROR and no_mirror and not no_group:
         why = f"Auto takes OVSGroup, as {choice.no_ebpf} and OVSMirror could not be had: {_cause(no_mirror)}"

@@ -78,6 +78,28 @@ def test_a_mirror_is_not_waited_for_where_flows_cannot_copy_meanwhile() -> None:
     assert bridge.at(1, wants) == {EGRESS_GROUP}
 
 
+def test_flows_are_taken_again_once_they_were_allowed_for_a_while() -> None:
+    bridge, wants = Bridge(0), Leanings(groups=frozenset({INGRESS_GROUP}))
+    for now in range(0, 300, 5):
+        bridge.no_groups = {INGRESS_GROUP: "a flow of another program's rewrites"} if now % 10 == 0 else {}
+        assert bridge.at(now, wants) == {INGRESS_GROUP}, "another program's flow comes and goes"
+        assert not bridge.known.mirrors, "a mirror copies instead"
+    assert bridge.at(290 + REGAIN - 1, wants) == {INGRESS_GROUP}
+    assert bridge.at(290 + REGAIN, wants) == set()
+    bridge.no_groups = {INGRESS_GROUP: "a flow of another program's rewrites"}
+    assert bridge.at(290 + REGAIN + 1, wants) == {INGRESS_GROUP}, "at once: there is no other way"
+
+
+def test_flows_are_not_waited_for_where_no_mirror_can_copy_meanwhile() -> None:
+    bridge, wants = Bridge(31), Leanings(groups=frozenset({INGRESS_GROUP}))
+    bridge.no_groups = {INGRESS_GROUP: "it snoops"}
+    assert bridge.at(0, wants) == {INGRESS_GROUP}
+    bridge.others, bridge.no_groups = 32, {}
+    assert bridge.at(1, wants) == {INGRESS}
+    bridge.others = 31
+    assert INGRESS_GROUP not in bridge.at(2, wants), "and flows that copy go on, whatever was before"
+
+
 def test_where_neither_can_be_had_both_are_told() -> None:
     bridge = Bridge(32)
     bridge.no_groups = {INGRESS_GROUP: "it snoops"}

@@ -171,9 +171,9 @@ def test_where_packets_are_rewritten_only_what_pods_send_can_be_copied() -> None
     rewritten = refused(GroupBridge("br0"), flow("mod_dl_dst:02:00:00:00:00:01,output:2"))
     snooped = refused(GroupBridge("br0", snoops_multicast=True))
     assert rewritten.keys() == snooped.keys() == {INGRESS}
-    assert "as DPDK moves the packets of br0 past the kernel and OVSGroup can't be had: " in instead(rewritten[INGRESS]).why
+    assert "as DPDK moves the packets of br0 past the kernel and OVSGroup could not be had: " in instead(rewritten[INGRESS]).why
     assert "flows of bridge br0 rewrite packets (" in instead(rewritten[INGRESS]).why
-    assert "OVSGroup can't be had: bridge br0 learns which pod wants which multicast" in instead(snooped[INGRESS]).why
+    assert "OVSGroup could not be had: bridge br0 learns which pod wants which multicast" in instead(snooped[INGRESS]).why
 
 
 def test_a_port_that_has_our_name_is_refused() -> None:

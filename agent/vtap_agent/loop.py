@@ -26,8 +26,9 @@ from vtap_agent.lease import Lease
 from vtap_agent.pipeline import Pipeline, PipelineStep
 from vtap_agent.plan.assembly import Announced, Plan, assemble
 from vtap_agent.plan.auto import Leanings, Unavailable, unavailable
-from vtap_agent.plan.dataplane import Backend, DataPlane, Feed, NodeCounters
+from vtap_agent.plan.dataplane import Backend, DataPlane, Feed, NodeCounters, TapPointName
 from vtap_agent.plan.inventory_model import Inventory
+from vtap_agent.plan.leaning import Leaning
 from vtap_agent.plan.mirror_health import EVIDENCE
 from vtap_agent.plan.moves import with_old_feeds
 from vtap_agent.plan.reception import Reception, Withheld, withheld
@@ -206,6 +207,7 @@ class Loop:
         self._last_seen: Inventory | None = None
         self._planned: _Planned | None = None
         self._unavailable = Unavailable()
+        self._leans: Mapping[TapPointName, Leaning] = {}
         self._strays: Mapping[Feed, int] = {}
         self._reported: tuple[Row, ...] | None = None
         self._said: tuple[Observations, tuple[TapVerdict, ...]] | None = None
@@ -390,12 +392,14 @@ class Loop:
             and known.confirmed == accounts.confirmed
             and known.withheld == self._withheld(known.selection)
             and known.inventory == inventory
+            and time.monotonic() < known.selection.due
             and known.unavailable == self._unavailable_to_auto(known.leanings, inventory)
         )
 
     def _planned_anew(self, desired: Desired, inventory: Inventory) -> _Planned:
         accounts = self._parts.accounts
-        preferred = select(desired, inventory)
+        preferred = select(desired, inventory, self._leans, time.monotonic())
+        self._leans = preferred.leans
         leanings = preferred.leanings
         unavailable = self._unavailable_to_auto(leanings, inventory)
         selection = preferred.without(unavailable)

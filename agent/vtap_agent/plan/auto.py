@@ -2,7 +2,7 @@
 
 So the answer changes with the bridges alone, not with itself. Places for mirrors are others' too, who may come and go, and so are
 flows: once a mirror or a group was refused, `Auto` holds it for refused until it was not for REGAIN seconds, so that a tap point
-goes over once, and not each time that one of them is made or deleted. It holds to that only as long as the other one copies instead.
+goes over once, and not each time that one of them is made or deleted. It holds to that only as long as the other copies instead.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from vtap_agent.plan.dataplane import MAX_PEER_ADDRESSES, Backend, Direction, Fe
 from vtap_agent.plan.destinations import ResolvedDestination, resolve_destination
 from vtap_agent.plan.groups_told import Sieve
 from vtap_agent.plan.inventory_model import BridgePort, Inventory, Pod, PodInterface
+from vtap_agent.plan.leaning import Leaning, Leans, due
 from vtap_agent.plan.peers import PeerSets, namespace_labels
 from vtap_agent.plan.selectors import matches
 from vtap_agent.plan.slots import StreamName
@@ -102,6 +103,13 @@ class Selection:
     destinations: Mapping[str, ResolvedDestination]
     verdicts: tuple[TapVerdict, ...]
     failures: tuple[TapFailure, ...] = ()
+    leans: Mapping[TapPointName, Leaning] = field(default_factory=dict[TapPointName, Leaning])
+    """Whether flows could leave out something, as `Auto` goes by, at the tap points where that matters."""
+
+    @property
+    def due(self) -> float:
+        """When it would be another, of the same, in seconds of a monotonic clock."""
+        return due(self.leans)
 
     @property
     def leanings(self) -> Leanings:
@@ -136,11 +144,14 @@ def remotes(desired: Desired) -> frozenset[str]:
     return frozenset(item.remote for item in resolved if item is not None)
 
 
-def select(desired: Desired, inventory: Inventory) -> Selection:
-    """Every tap point that should exist on this node, and a verdict for each tap."""
+def select(
+    desired: Desired, inventory: Inventory, before: Mapping[TapPointName, Leaning] | None = None, now: float = 0.0
+) -> Selection:
+    """Every tap point that should exist on this node, and a verdict for each tap. `before` are the last one's `leans`."""
     destinations = {item.metadata.name: item for item in desired.destinations}
     resolved = {name: known for name, item in destinations.items() if (known := resolve_destination(item)) is not None}
-    finder = _PointFinder(inventory, frozenset(item.remote for item in resolved.values()), desired.cluster)
+    leans = Leans(before or {}, now)
+    finder = _PointFinder(inventory, frozenset(item.remote for item in resolved.values()), desired.cluster, leans)
     peers = PeerSets(inventory, desired.cluster.peers if desired.cluster else None)
     candidates: list[Candidate] = []
     programs: dict[str, TapProgram] = {}
@@ -159,7 +170,7 @@ def select(desired: Desired, inventory: Inventory) -> Selection:
         if chosen.program is not None:
             programs[tap_key(tap)] = chosen.program
         said.append(chosen.verdict)
-    return Selection(tuple(candidates), programs, peers.sets, resolved, tuple(said), tuple(failures))
+    return Selection(tuple(candidates), programs, peers.sets, resolved, tuple(said), tuple(failures), leans.found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +262,8 @@ def _starts(tap: VirtualTap, desired: Desired, destinations: Mapping[str, TapDes
 class _PointFinder:
     """Finds the tap points of one tap after another in the same inventory."""
 
-    def __init__(self, inventory: Inventory, receivers: frozenset[str], cluster: Cluster | None) -> None:
+    def __init__(self, inventory: Inventory, receivers: frozenset[str], cluster: Cluster | None, leans: Leans) -> None:
+        self._leans = leans
         self._pods: dict[tuple[str, ...], list[Pod]] = defaultdict(list)
         for pod in inventory.pods:
             self._pods[(pod.ref.namespace,)].append(pod)
@@ -287,9 +299,10 @@ class _PointFinder:
                 sentence = verdicts.no_interface(pod, tap.spec.interfaces, has)
                 refused.append(verdicts.pod_refused(pod, "", "NoInterface", sentence))
             for interface in wanted:
-                choices = {direction: self._choice(tap, interface, direction, sieve) for direction in _directions(tap)}
+                names = {direction: _name(tap, pod, interface, direction) for direction in _directions(tap)}
+                choices = {direction: self._choice(tap, interface, name, sieve) for direction, name in names.items()}
                 found.extend(
-                    Candidate(_name(tap, pod, interface, direction), interface, choice, tap.spec.destination_ref.name, receiver)
+                    Candidate(names[direction], interface, choice, tap.spec.destination_ref.name, receiver)
                     for direction, choice in choices.items()
                     if isinstance(choice, Choice)
                 )
@@ -297,10 +310,18 @@ class _PointFinder:
                 refused.extend(verdicts.pod_refused(pod, interface.name, one.reason, one.sentence) for one in refusals)
         return found, refused
 
-    def _choice(self, tap: VirtualTap, interface: PodInterface, direction: Direction, sieve: Sieve) -> Choice | NoChoice:
+    def _choice(self, tap: VirtualTap, interface: PodInterface, name: TapPointName, sieve: Sieve) -> Choice | NoChoice:
         port = interface.port
         bridge = self._bridges.get(port.bridge) if port else None
-        return choose(tap.spec.backend, interface, bridge, lambda: port is not None and sieve.leaves_out(direction, port))
+
+        def sifts() -> bool:
+            answer = port is not None and sieve.leaves_out(name.direction, port)
+            return self._leans.settle(name, tap.spec.filter, sifts=answer)
+
+        choice = choose(tap.spec.backend, interface, bridge, sifts)
+        if isinstance(choice, NoChoice) or not self._leans.waits(name) or (bridge is not None and bridge.controllers):
+            return choice
+        return replace(choice, why=f"{choice.why}; this has changed less than a minute ago")
 
     def _worth_a_look(self, tap: VirtualTap) -> list[Pod]:
         """The pods of the tap's namespace, only those with its first wanted label where it wants one."""

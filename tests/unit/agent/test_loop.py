@@ -13,12 +13,13 @@ import pytest
 
 from tests.unit.agent.node import Node
 from tests.unit.agent.waiting import eventually
-from tests.unit.plan.test_planning import tap
+from tests.unit.plan.test_planning import interface, pod, tap
 from vtap_agent import accounts
 from vtap_agent import loop as module
 from vtap_agent.errors import Retry
-from vtap_agent.plan import auto
+from vtap_agent.plan import auto, leaning
 from vtap_agent.plan.dataplane import Backend, DataPlane, Direction, Feed, PointCounters
+from vtap_agent.plan.groups_filter import MAX_PEERS
 from vtap_agent.plan.mirror_health import MirrorHealth, MirrorState
 from vtap_agent.plan.selection import select
 from vtap_agent.plan.shortfalls import Shortfall
@@ -331,6 +332,25 @@ def test_where_a_bridge_refuses_groups_auto_takes_mirrors_and_stays_with_them(
     node.mailbox.changed()
     eventually(lambda: node.backends("web") == {("Ingress", "OVSGroup"), ("Egress", "OVSGroup")} and node.mirrors.has == {})
     assert node.copied() == BOTH_PODS
+
+
+def test_peers_that_come_and_go_move_no_tap_point_before_a_minute_is_over(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    node.polled()
+    few = node.world.inventory
+    many = [pod(number, app="db") for number in range(3, 3 + MAX_PEERS + 1)]
+    there = [*few.interfaces, *(interface(one, number) for number, one in enumerate(many, 3))]
+    rolling = replace(few, pods=(*few.pods, *many), interfaces=tuple(there))
+    rule = {"action": "Exclude", "peer": {"podSelector": {"matchLabels": {"app": "db"}}}}
+    node.want(tap(backend="Auto", filter={"defaultAction": "Include", "rules": [rule]}))
+    eventually(lambda: programmed(node) and node.backends("web") == GROUPS)
+    for seen in (rolling, few, rolling):
+        node.world.inventory = seen
+        one_more_pass(node)
+        one_more_pass(node)
+        assert node.backends("web") == GROUPS and node.mirrors.has == {}
+    monkeypatch.setattr(leaning, "REGAIN", 0.0)
+    node.mailbox.changed()
+    eventually(lambda: node.backends("web") == MIRRORS and node.groups.has == {} and node.copied() == BOTH_PODS)
 
 
 def test_what_auto_took_instead_stays_while_open_vswitch_is_away(node: Node) -> None:

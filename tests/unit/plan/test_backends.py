@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -22,9 +23,10 @@ from vtap_agent.plan.dataplane import (
 )
 from vtap_agent.plan.groups_filter import MAX_PEERS
 from vtap_agent.plan.groups_flows import MAX_CHAIN
-from vtap_agent.plan.inventory_model import Bridge, PodInterface
+from vtap_agent.plan.inventory_model import Bridge, Inventory, PodInterface
 from vtap_agent.plan.moves import with_old_feeds
 from vtap_agent.plan.selection import Desired, select
+from vtap_agent.plan.selection import Selection as Chosen
 from vtap_api.virtualtap import BackendName, VirtualTap
 
 
@@ -184,8 +186,8 @@ EXCLUDE_PEERS: dict[str, object] = {"defaultAction": "Include", "rules": [NO_PEE
 PEERS_AND_UDP: dict[str, object] = {"defaultAction": "Include", "rules": [NO_PEERS, NO_UDP]}
 
 
-def by_auto(wanted: dict[str, object] | None, peers: int = 0, **port: object) -> list[Choice]:
-    """What `Auto` takes on a bridge of DPDK's, with so many pods that the filter's peer selector means."""
+def polled_with_peers(peers: int, **port: object) -> Inventory:
+    """A bridge of DPDK's, with a pod to tap and so many pods that the filter's peer selector means."""
     owner = pod(1)
     own = interface(owner, 1)
     assert own.port is not None
@@ -195,8 +197,12 @@ def by_auto(wanted: dict[str, object] | None, peers: int = 0, **port: object) ->
         [replace(own, port=replace(own.port, **port)), *(interface(one, number) for number, one in enumerate(others, 2))],
     )
     bridge = Bridge("br0", "uuid", "netdev", (), (own.port,), 0, 0, polled=True)
-    seen = replace(seen, switch=replace(seen.switch, bridges=(bridge,)))
-    made = select(Desired((tap(backend="Auto", filter=wanted),), (gre(),)), seen)
+    return replace(seen, switch=replace(seen.switch, bridges=(bridge,)))
+
+
+def by_auto(wanted: dict[str, object] | None, peers: int = 0, **port: object) -> list[Choice]:
+    """What `Auto` takes there."""
+    made = select(Desired((tap(backend="Auto", filter=wanted),), (gre(),)), polled_with_peers(peers, **port))
     return [one.choice for one in made.candidates]
 
 
@@ -271,3 +277,45 @@ def test_taps_with_one_same_filter_are_one_question_to_the_switch() -> None:
     assert many and all(f"as taps with more than {MAX_CHAIN} different filters select the pod" in message for message in many)
     whole = says((filtering(0, 80), tap("t1", backend="OVSGroup")))
     assert whole and all("as another tap of the pod has everything copied" in message for message in whole)
+
+
+def ports_of_peers(**more: str) -> dict[str, object]:
+    """Excludes nearly all ports of peers, which takes as many masks as can be."""
+    rule = {"action": "Exclude", "peer": PEERS, "peerPorts": [{"port": 1, "endPort": 65534}], **more}
+    return {"defaultAction": "Include", "rules": [rule]}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "fits"),
+    [(EXCLUDE_PEERS, MAX_PEERS), (ports_of_peers(protocol="TCP"), 17)],
+    ids=["addresses", "their ports"],
+)
+def test_auto_stays_where_it_is_while_peers_roll(wanted: dict[str, object], fits: int) -> None:
+    desired = Desired((tap(backend="Auto", filter=wanted),), (gre(),))
+    made = select(desired, polled_with_peers(fits))
+    assert backends_of(made) == {Backend.OVS_GROUP}
+    for now in range(0, 300, 10):
+        made = select(desired, polled_with_peers(fits + (now % 20 == 0)), made.leans, now)
+        assert backends_of(made) == {Backend.OVS_GROUP}, "one pod more, for a moment"
+        suffix = "; this has changed less than a minute ago"
+        assert all(one.choice.why.endswith(suffix) == (now % 20 == 0) for one in made.candidates)
+    for now in range(300, 361, 10):
+        assert backends_of(made) == {Backend.OVS_GROUP}
+        assert made.due == (math.inf if now == 300 else 360.0)
+        made = select(desired, polled_with_peers(fits + 1), made.leans, now)
+    assert backends_of(made) == {Backend.OVS_MIRROR} and made.due == math.inf, "they stay for a minute"
+    for now in range(361, 421, 10):
+        made = select(desired, polled_with_peers(fits), made.leans, now)
+        assert backends_of(made) == {Backend.OVS_MIRROR}, "and back just so"
+    assert backends_of(select(desired, polled_with_peers(fits), made.leans, 421)) == {Backend.OVS_GROUP}
+
+
+def test_an_edited_filter_counts_at_once() -> None:
+    seen = polled_with_peers(1)
+    made = select(Desired((tap(backend="Auto", filter=EXCLUDE_PEERS),), (gre(),)), seen)
+    assert backends_of(made) == {Backend.OVS_GROUP}
+    assert backends_of(select(Desired((tap(backend="Auto", filter={}),), (gre(),)), seen, made.leans, 1)) == {Backend.OVS_MIRROR}
+
+
+def backends_of(made: Chosen) -> set[Backend]:
+    return {one.choice.backend for one in made.candidates}

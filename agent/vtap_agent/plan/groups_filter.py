@@ -59,6 +59,11 @@ class FlowMatch:
     vlan: int | None
     wanted: bool
 
+    @property
+    def means_all(self) -> bool:
+        """Whether every packet matches."""
+        return not self.fields and self.vlan is None
+
 
 @dataclass(frozen=True, slots=True)
 class SwitchFilter:
@@ -89,17 +94,19 @@ def compile_filter(
     """The filter of `program` for packets of one direction, of pods on ports that treat tags alike."""
     found: list[FlowMatch] = []
     unsaid: list[str] = []
-    complete = True
+    default = program.default_action is Action.INCLUDE
     for number, match in enumerate(program.matches, 1):
         flows, left = _flows(match, peer_sets, direction, tags)
         if left:
             unsaid.append(f"rule match {number} ({left})")
         if len(found) + len(flows) > MAX_FLOWS_A_FILTER:
             unsaid.append(f"everything from rule match {number} on (more than {MAX_FLOWS_A_FILTER} flows)")
-            complete = False
+            default = True
             break
         found.extend(flows)
-    default = program.default_action is Action.INCLUDE or not complete
+        if flows and flows[-1].means_all:
+            default = flows[-1].wanted  # What comes after it never decides.
+            break
     while found and found[-1].wanted is default:
         found.pop()
     found[:0] = [FlowMatch(fields, None, True) for fields in _unseen(program, found, tags)]

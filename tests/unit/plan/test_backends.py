@@ -213,10 +213,21 @@ def by_auto(wanted: dict[str, object] | None, peers: int = 0, **port: object) ->
         ({}, 0, {}),
         ({"defaultAction": "Include"}, 0, {}),
         ({"defaultAction": "Include", "rules": [{"action": "Include", "protocol": "UDP"}]}, 0, {}),
+        ({"defaultAction": "Include", "rules": [{"action": "Include"}, NO_UDP]}, 0, {}),
+        ({"defaultAction": "Exclude", "rules": [{"action": "Include"}]}, 0, {}),
         (EXCLUDE_PEERS, MAX_PEERS + 1, {}),
         ({"defaultAction": "Include", "rules": [{"action": "Exclude", "vlan": 7}]}, 0, {"tag": 5}),
     ],
-    ids=["none", "empty", "includes all", "includes what it would", "too many peers", "a VLAN that is not seen"],
+    ids=[
+        "none",
+        "empty",
+        "includes all",
+        "includes what it would",
+        "includes all first",
+        "only includes all",
+        "too many peers",
+        "a VLAN that is not seen",
+    ],
 )
 def test_auto_takes_a_mirror_where_flows_would_leave_out_nothing(
     wanted: dict[str, object] | None, peers: int, port: dict[str, object]

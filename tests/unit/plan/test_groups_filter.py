@@ -176,3 +176,15 @@ def test_too_many_flows_leave_the_rest_to_pick() -> None:
 def test_a_tap_without_rules_takes_no_filter(default: Action, everything: bool) -> None:
     switch = compile_filter(TapProgram(default, ()), {}, EGRESS, Tags.HIDDEN)
     assert switch.wants_all is everything and switch.wants_nothing is not everything and switch.matches == ()
+
+
+@pytest.mark.parametrize("default", [INCLUDE, EXCLUDE])
+@pytest.mark.parametrize("action", [INCLUDE, EXCLUDE])
+def test_what_comes_after_a_rule_that_means_everything_asks_for_nothing(action: Action, default: Action) -> None:
+    switch = compile_filter(TapProgram(default, (Match(action), Match(EXCLUDE, protocol=17))), {}, EGRESS, Tags.HIDDEN)
+    assert switch.wants_all is (action is INCLUDE) and switch.wants_nothing is (action is EXCLUDE)
+    assert switch.matches == () and switch.unsaid == ()
+    seldom = compile_filter(
+        TapProgram(default, (Match(INCLUDE, protocol=6), Match(EXCLUDE), Match(INCLUDE, protocol=17))), {}, EGRESS, Tags.HIDDEN
+    )
+    assert not seldom.wants_all and not any("udp" in match.fields for match in seldom.matches if match.fields not in UNSEEN)

@@ -163,7 +163,7 @@ def no_group(cause: str) -> str:
 def no_mirror(sentence: str, choice: Choice) -> str:
     """Why a tap point does not get the mirror that its tap names, or that `Auto` takes where flows can't copy either."""
     if not choice.by_auto:
-        return f"{sentence}; or use spec.backend: Auto, which takes OVSGroup where it can"
+        return f"{sentence}; or use spec.backend: Auto, which takes another way where it can"
     return f"{sentence}; or change what keeps OVSGroup from it: {choice.no_group}" if choice.no_group else sentence
 
 

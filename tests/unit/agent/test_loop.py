@@ -461,7 +461,7 @@ def test_a_tap_that_names_mirrors_is_refused_beside_one_that_leaves_it_to_auto(n
     node.mirrors.refused = {INGRESS_MIRROR: FULL}
     node.want(tap("named", direction="Ingress"), tap(backend="Auto", direction="Ingress"))
     eventually(lambda: programmed(node) and node.condition("named", "Programmed")[1] == "NoMirror")
-    assert f"{FULL}; or use spec.backend: Auto, which takes OVSGroup where it can" in node.condition("named", "Programmed")[2]
+    assert f"{FULL}; or use spec.backend: Auto, which takes another way where it can" in node.condition("named", "Programmed")[2]
     assert node.copied() == BOTH_PODS and node.mirrors.has == {}
 
 

@@ -290,7 +290,7 @@ def test_a_mirror_that_cannot_be_had_refuses_its_points_and_no_others() -> None:
     outcome = plan(Desired((tap(),), (collector(),)), seen, refused=refused)
     assert set(outcome.dataplane.mirrors) == {Feed(Backend.OVS_MIRROR, "br0", Direction.INGRESS)}
     reasons = {point.direction: (point.reason, point.message) for point in only(outcome.verdicts).points}
-    cures = "delete one; or use spec.backend: Auto, which takes OVSGroup where it can"
+    cures = "delete one; or use spec.backend: Auto, which takes another way where it can"
     assert reasons["Egress"] == ("NoMirror", f"bridge br0 can hold 32 mirrors; {cures}")
     assert reasons["Ingress"][0] == "Programmed"
 

@@ -222,6 +222,7 @@ def test_where_the_bridge_has_no_mirror_left_auto_takes_flows(
     points = chosen(site, name)
     assert {direction: point["backend"] for direction, point in points.items()} == taken
     why = f"and OVSMirror could not be had: bridge br0 can hold 32 mirrors, Open vSwitch's limit, and others use {used}"
+    why += ": the last place is for Egress" if used == 31 else ""
     assert points["Ingress"]["why"] == f"Auto takes OVSGroup, as DPDK moves the packets of br0 past the kernel {why}"
     assert site.condition(name, "Programmed") == "True"
     sent = start_exchange(site.lab, pod, peer, count=COUNT).finish()

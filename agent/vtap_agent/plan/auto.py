@@ -7,7 +7,7 @@ goes over once, and not each time that one of them is made or deleted. It holds 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 
 from vtap_agent.plan.dataplane import Backend, DataPlane, Feed, Group, Mirror
@@ -39,19 +39,41 @@ Ask = Callable[[DataPlane], Mapping[Feed, str]]
 """Which feeds of a data plane the backends refuse."""
 
 
+class _Groups:
+    """What of OVSGroup the bridges refuse: each feed is asked for once, and only where it matters, as that reads all flows."""
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
+        self._asked: set[Feed] = set()
+        self.refused: dict[Feed, str] = {}
+
+    def look(self, feeds: Iterable[Feed]) -> None:
+        """From now on `refused` tells of these places and directions, too."""
+        new = {by(Backend.OVS_GROUP, feed) for feed in feeds} - self._asked
+        self._asked |= new
+        if new:
+            self.refused |= self._ask(DataPlane(groups={feed: Group(feed, ()) for feed in sorted(new)}))
+
+    def without(self, feeds: Set[Feed]) -> frozenset[Feed]:
+        """Those at which flows can't copy."""
+        self.look(feeds)
+        return frozenset(feed for feed in feeds if by(Backend.OVS_GROUP, feed) in self.refused)
+
+
 def unavailable(leanings: Leanings, ask: Ask, before: Unavailable, now: float) -> Unavailable:
-    """What can't be had now. A bridge is asked for groups only where they are what `Auto` would take, as it reads all flows."""
-    groups = _ask_groups(leanings.groups, ask)
-    groups_held = _held(before.groups, leanings.groups - groups.keys(), before, now)
-    mirrors = leanings.mirrors | {by(Backend.OVS_MIRROR, feed) for feed in (*groups, *groups_held)}
-    refused = _refused_mirrors(mirrors, leanings.named_mirrors, ask)
+    """What can't be had now. A bridge is asked for groups only where they are what `Auto` would take."""
+    groups = _Groups(ask)
+    groups.look(leanings.groups)
+    groups_held = _held(before.groups, leanings.groups - groups.refused.keys(), before, now)
+    mirrors = leanings.mirrors | {by(Backend.OVS_MIRROR, feed) for feed in (*groups.refused, *groups_held)}
+    refused = _refused_mirrors(mirrors, leanings.named_mirrors, groups, ask)
     groups_held = {feed: clause for feed, clause in groups_held.items() if by(Backend.OVS_MIRROR, feed) not in refused}
     held = _held(before.mirrors, mirrors - refused.keys(), before, now)
-    instead = frozenset(by(Backend.OVS_GROUP, feed) for feed in (*refused, *held))
-    groups = {**groups, **_ask_groups(instead - leanings.groups, ask)}
-    held = {feed: sentence for feed, sentence in held.items() if by(Backend.OVS_GROUP, feed) not in {**groups, **groups_held}}
-    refused_at = {feed: before.refused_at[feed] for feed in (*held, *groups_held)} | dict.fromkeys((*refused, *groups), now)
-    return Unavailable({**groups_held, **groups}, {**held, **refused}, refused_at)
+    groups.look((*refused, *held))
+    no_groups = {**groups_held, **groups.refused}
+    held = {feed: sentence for feed, sentence in held.items() if by(Backend.OVS_GROUP, feed) not in no_groups}
+    refused_at = {feed: before.refused_at[feed] for feed in (*held, *groups_held)}
+    return Unavailable(no_groups, {**held, **refused}, refused_at | dict.fromkeys((*refused, *groups.refused), now))
 
 
 def _held(before: Mapping[Feed, str], free: Set[Feed], known: Unavailable, now: float) -> Mapping[Feed, str]:
@@ -64,22 +86,36 @@ def by(backend: Backend, feed: Feed) -> Feed:
     return replace(feed, backend=backend)
 
 
-def _ask_groups(feeds: frozenset[Feed], ask: Ask) -> Mapping[Feed, str]:
-    return ask(DataPlane(groups={feed: Group(feed, ()) for feed in sorted(feeds)})) if feeds else {}
-
-
 def _ask_mirrors(feeds: frozenset[Feed], ask: Ask) -> Mapping[Feed, str]:
     return ask(DataPlane(mirrors={feed: Mirror(feed, frozenset()) for feed in sorted(feeds)})) if feeds else {}
 
 
-def _refused_mirrors(mirrors: frozenset[Feed], named: frozenset[Feed], ask: Ask) -> Mapping[Feed, str]:
-    """Those of `mirrors` that are refused, or have to leave their place on the bridge to one that a tap names."""
+def _refused_mirrors(mirrors: frozenset[Feed], named: frozenset[Feed], groups: _Groups, ask: Ask) -> Mapping[Feed, str]:
+    """Those of `mirrors` that are refused, or leave the last place on the bridge to one that has no other way."""
     if not mirrors:
         return {}
-    refused = _ask_mirrors(mirrors | named, ask)
-    short = {feed.place: sentence for feed, sentence in refused.items() if feed in named}
-    if short:
-        for feed in _ask_mirrors(named, ask):
-            short.pop(feed.place, None)
-    yielding = {feed: short[feed.place] for feed in mirrors - named if feed.place in short}
-    return {**yielding, **{feed: sentence for feed, sentence in refused.items() if feed in mirrors}}
+    asked = mirrors | named
+    refused = _ask_mirrors(asked, ask)
+    stuck = (refused.keys() & named) | groups.without(refused.keys() - named)
+    could = {feed for feed in mirrors - named - refused.keys() if feed.place in {one.place for one in stuck}}
+    could -= groups.without(could)
+    helped = stuck - _ask_mirrors(asked - could, ask).keys() if could else frozenset[Feed]()
+    place_of = {feed.place: refused[feed] for feed in helped}
+    yielding = {feed: place_of[feed.place] for feed in could if feed.place in place_of}
+    left = yielding | {feed: sentence for feed, sentence in refused.items() if feed in mirrors - helped}
+    return _told(left, named, asked - left.keys() - (refused.keys() - helped), ask)
+
+
+def _told(refused: Mapping[Feed, str], named: frozenset[Feed], kept: frozenset[Feed], ask: Ask) -> Mapping[Feed, str]:
+    """With whom the last place on a bridge is for, where it is one of `kept` that takes it."""
+    takers = {feed.place: feed for feed in kept}
+    without_them = _ask_mirrors(frozenset(feed for feed in refused if feed.place in takers), ask)
+
+    def tell(feed: Feed, sentence: str) -> str:
+        taker = takers.get(feed.place)
+        if taker is None or feed in without_them:
+            return sentence
+        whose = "a tap that names OVSMirror" if taker in named else taker.direction
+        return f"{sentence.partition('; ')[0]}: the last place is for {whose}"
+
+    return {feed: tell(feed, sentence) for feed, sentence in refused.items()}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
-from vtap_agent.plan.auto import REGAIN, Leanings, Unavailable, unavailable
+from vtap_agent.plan.auto import REGAIN, Leanings, Unavailable, by, unavailable
 from vtap_agent.plan.dataplane import Backend, DataPlane, Direction, Feed
 from vtap_agent.plan.mirrors import MAX_MIRRORS, ObservedBridge, ObservedMirror, ObservedMirrors, refusals
 from vtap_agent.plan.stamps import Stamp
@@ -16,6 +17,7 @@ NODE = "node-a"
 INGRESS, EGRESS = (Feed(Backend.OVS_MIRROR, "br0", direction) for direction in Direction)
 INGRESS_GROUP, EGRESS_GROUP = (Feed(Backend.OVS_GROUP, "br0", direction) for direction in Direction)
 BOTH = frozenset({INGRESS, EGRESS})
+LIMIT = "bridge br0 can hold 32 mirrors, Open vSwitch's limit, and others use"
 
 
 class Bridge:
@@ -122,7 +124,28 @@ def test_the_last_mirror_is_for_the_tap_that_names_it(named: Feed) -> None:
     assert bridge.at(0, Leanings(mirrors=frozenset({other}))) == set()
     for now in range(1, 3):
         assert bridge.at(now, Leanings(mirrors=frozenset({other}), named_mirrors=frozenset({named}))) == {other}
+        assert bridge.known.mirrors == {other: f"{LIMIT} 31: the last place is for a tap that names OVSMirror"}
     assert bridge.at(3, Leanings(mirrors=frozenset({named}), named_mirrors=frozenset({named}))) == set(), "it serves both"
+
+
+@pytest.mark.parametrize("groupless", [INGRESS, EGRESS])
+@pytest.mark.parametrize("leans", [Backend.OVS_MIRROR, Backend.OVS_GROUP])
+def test_the_last_mirror_is_for_the_direction_that_flows_cannot_copy(groupless: Feed, leans: Backend) -> None:
+    bridge, (other,) = Bridge(MAX_MIRRORS - 1), BOTH - {groupless}
+    group = by(Backend.OVS_GROUP, groupless)
+    bridge.no_groups = {group: "it snoops"}
+    wants = Leanings(frozenset({group}), frozenset({other})) if leans is Backend.OVS_GROUP else Leanings(mirrors=BOTH)
+    for now in range(3):
+        assert bridge.at(now, wants) - {group} == {other}, "however often it is asked, and whatever was made of it"
+        assert bridge.known.mirrors == {other: f"{LIMIT} 31: the last place is for {groupless.direction}"}
+
+
+def test_a_tap_that_leaves_it_to_auto_keeps_its_place_where_flows_cannot_copy_instead() -> None:
+    bridge = Bridge(MAX_MIRRORS - 1)
+    bridge.no_groups = {EGRESS_GROUP: "it snoops"}
+    wants = Leanings(mirrors=frozenset({EGRESS}))
+    assert bridge.at(0, wants) == set()
+    assert EGRESS not in bridge.at(1, replace(wants, named_mirrors=frozenset({INGRESS})))
 
 
 def test_nothing_yields_where_that_would_not_help() -> None:

@@ -228,6 +228,7 @@ class Agent:
             edges.look,
             lambda: _has_switch(settings.ovsdb),
             PodEnds().passed_by,
+            pipeline.hooks.without_place,
         )
         loop = self._loop = Loop(parts, first_key)
         loop.metrics.add(PollThreadMetrics(lambda: _poll_threads(ovsdb)))

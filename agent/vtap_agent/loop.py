@@ -27,6 +27,8 @@ from vtap_agent.pipeline import Pipeline, PipelineStep
 from vtap_agent.plan.assembly import Announced, Plan, assemble
 from vtap_agent.plan.auto import Leanings, Unavailable, unavailable
 from vtap_agent.plan.dataplane import Backend, DataPlane, Feed, NodeCounters, TapPointName
+from vtap_agent.plan.hookless import Hookless
+from vtap_agent.plan.hookless import hookless as find_hookless
 from vtap_agent.plan.inventory_model import Inventory
 from vtap_agent.plan.leaning import Leaning
 from vtap_agent.plan.mirror_health import EVIDENCE
@@ -140,6 +142,8 @@ class Parts:
     """Whether there is an Open vSwitch on this node that should answer."""
     passed_by: Callable[[frozenset[Feed]], frozenset[Feed]] = lambda _hooks: frozenset()
     """Those of these EBPF feeds that packets pass by, and so are not copied; asked every tick."""
+    without_place: Callable[[frozenset[Feed]], Mapping[Feed, str]] = lambda _hooks: {}
+    """Those of these EBPF feeds at which nothing can be attached, and why, in a sentence; asked every pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +175,8 @@ class _Planned:
     slots: SlotTable
     confirmed: Announced
     withheld: Mapping[str, Withheld]
+    hookless: Hookless
+    """Where eBPF has no place, and Open vSwitch a port."""
     leanings: Leanings
     """Where `Auto` would have Open vSwitch copy, and how."""
     unavailable: Unavailable
@@ -207,6 +213,7 @@ class Loop:
         self._last_seen: Inventory | None = None
         self._planned: _Planned | None = None
         self._unavailable = Unavailable()
+        self._hookless = Hookless()
         self._leans: Mapping[TapPointName, Leaning] = {}
         self._strays: Mapping[Feed, int] = {}
         self._reported: tuple[Row, ...] | None = None
@@ -393,12 +400,14 @@ class Loop:
             and known.withheld == self._withheld(known.selection)
             and known.inventory == inventory
             and time.monotonic() < known.selection.due
+            and known.hookless == self._without_hooks(inventory)
             and known.unavailable == self._unavailable_to_auto(known.leanings, inventory)
         )
 
     def _planned_anew(self, desired: Desired, inventory: Inventory) -> _Planned:
         accounts = self._parts.accounts
-        preferred = select(desired, inventory, self._leans, time.monotonic())
+        hookless = self._without_hooks(inventory)
+        preferred = select(desired, inventory, self._leans, time.monotonic(), hookless.clauses)
         self._leans = preferred.leans
         leanings = preferred.leanings
         unavailable = self._unavailable_to_auto(leanings, inventory)
@@ -409,8 +418,13 @@ class Loop:
         accounts.admit(candidate.stream for candidate in selection.candidates)
         kept_back = self._withheld(selection)
         plan = self._assemble(selection, inventory, kept_back)
-        made_of = (desired, inventory, accounts.slots, accounts.confirmed, kept_back, leanings, unavailable)
+        made_of = (desired, inventory, accounts.slots, accounts.confirmed, kept_back, hookless, leanings, unavailable)
         return _Planned(*made_of, selection, plan, ({}, {}), plan)
+
+    def _without_hooks(self, inventory: Inventory) -> Hookless:
+        ask, now = self._parts.without_place, time.monotonic()
+        self._hookless = find_hookless(inventory, ask, self._hookless, self._unavailable, now)
+        return self._hookless
 
     def _unavailable_to_auto(self, leanings: Leanings, inventory: Inventory) -> Unavailable:
         """What `Auto` would take and can't have; as seen last while Open vSwitch does not answer."""

@@ -3,7 +3,7 @@
 `Auto` takes the first of a fixed order that can, which is that of what was measured (docs/decisions/0107, 0117):
 
 1. EBPF where the interface has a device in the node's namespace whose packets the kernel moves. It decides before it copies, and
-   a copy shares the original's memory.
+   a copy shares the original's memory. A side of the device where eBPF has no place is left to Open vSwitch if it has a port.
 2. Else Open vSwitch has to copy at the interface's port: OVSGroup where flows can leave out something of what the tap's filter
    excludes and no controller owns the bridge, OVSMirror for all the rest.
 3. The other of these two where the bridge turns out to refuse the first (`next_best`).
@@ -44,15 +44,20 @@ NAMED = "spec.backend names it"
 
 
 def choose(
-    wanted: BackendName, interface: PodInterface, bridge: Bridge | None, sifts: Callable[[], bool] = lambda: False
+    wanted: BackendName,
+    interface: PodInterface,
+    bridge: Bridge | None,
+    sifts: Callable[[], bool] = lambda: False,
+    no_hook: str = "",
 ) -> Choice | NoChoice:
     """How to copy from an interface. `sifts` is asked whether flows could leave out something, where that matters.
 
-    `bridge` is the one that its port is on, None where it has no port or that is not known.
+    `bridge` is the one that its port is on, None where it has no port or that is not known. `no_hook` says, as a clause, why
+    there is no place for eBPF at its device; empty where there is.
     """
     port = interface.port
     if wanted is BackendName.AUTO:
-        return _cheapest(interface, bridge, sifts)
+        return _cheapest(interface, bridge, sifts, no_hook)
     if wanted is BackendName.EBPF:
         return _ebpf(interface, bridge)
     if port is None:
@@ -62,8 +67,8 @@ def choose(
     return Choice(Backend.OVS_MIRROR, NAMED)
 
 
-def _cheapest(interface: PodInterface, bridge: Bridge | None, sifts: Callable[[], bool]) -> Choice | NoChoice:
-    port, past = interface.port, _past(interface, bridge)
+def _cheapest(interface: PodInterface, bridge: Bridge | None, sifts: Callable[[], bool], no_hook: str) -> Choice | NoChoice:
+    port, past = interface.port, _past(interface, bridge) or no_hook
     if interface.host_ifindex and not past:
         why = f"Auto takes EBPF, which costs the least, wherever a pod has a device on the node, as {interface.host_name} here"
         return Choice(Backend.EBPF, why, by_auto=True)

@@ -145,13 +145,20 @@ def remotes(desired: Desired) -> frozenset[str]:
 
 
 def select(
-    desired: Desired, inventory: Inventory, before: Mapping[TapPointName, Leaning] | None = None, now: float = 0.0
+    desired: Desired,
+    inventory: Inventory,
+    before: Mapping[TapPointName, Leaning] | None = None,
+    now: float = 0.0,
+    no_hooks: Mapping[Feed, str] | None = None,
 ) -> Selection:
-    """Every tap point that should exist on this node, and a verdict for each tap. `before` are the last one's `leans`."""
+    """Every tap point that should exist on this node, and a verdict for each tap.
+
+    `before` are the last one's `leans`; `no_hooks` tells at which sides of devices with a port eBPF has no place, and why.
+    """
     destinations = {item.metadata.name: item for item in desired.destinations}
     resolved = {name: known for name, item in destinations.items() if (known := resolve_destination(item)) is not None}
     leans = Leans(before or {}, now)
-    finder = _PointFinder(inventory, frozenset(item.remote for item in resolved.values()), desired.cluster, leans)
+    finder = _PointFinder(inventory, frozenset(item.remote for item in resolved.values()), desired.cluster, leans, no_hooks or {})
     peers = PeerSets(inventory, desired.cluster.peers if desired.cluster else None)
     candidates: list[Candidate] = []
     programs: dict[str, TapProgram] = {}
@@ -262,8 +269,16 @@ def _starts(tap: VirtualTap, desired: Desired, destinations: Mapping[str, TapDes
 class _PointFinder:
     """Finds the tap points of one tap after another in the same inventory."""
 
-    def __init__(self, inventory: Inventory, receivers: frozenset[str], cluster: Cluster | None, leans: Leans) -> None:
+    def __init__(
+        self,
+        inventory: Inventory,
+        receivers: frozenset[str],
+        cluster: Cluster | None,
+        leans: Leans,
+        no_hooks: Mapping[Feed, str],
+    ) -> None:
         self._leans = leans
+        self._no_hooks = no_hooks
         self._pods: dict[tuple[str, ...], list[Pod]] = defaultdict(list)
         for pod in inventory.pods:
             self._pods[(pod.ref.namespace,)].append(pod)
@@ -318,7 +333,8 @@ class _PointFinder:
             answer = port is not None and sieve.leaves_out(name.direction, port)
             return self._leans.settle(name, tap.spec.filter, sifts=answer)
 
-        choice = choose(tap.spec.backend, interface, bridge, sifts)
+        side = Feed(Backend.EBPF, interface.host_name, name.direction, interface.host_ifindex)
+        choice = choose(tap.spec.backend, interface, bridge, sifts, self._no_hooks.get(side, ""))
         if isinstance(choice, NoChoice) or not self._leans.waits(name) or (bridge is not None and bridge.controllers):
             return choice
         return replace(choice, why=f"{choice.why}; this has changed less than a minute ago")

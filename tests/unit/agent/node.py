@@ -213,14 +213,19 @@ class MemoryHooks:
         self.has: frozenset[Feed] = frozenset()
         self.at_once: list[frozenset[Feed]] = []
         """What it held after each change."""
+        self.refused: dict[Feed, str] = {}
+        """Where there is no place, and why."""
 
     def plan(self, wanted: DataPlane) -> tuple[Hooked, ...]:
         grown, shrunk = self.has | wanted.hooks, wanted.hooks
         steps = (Hooked(grown, Phase.ATTACH), Hooked(shrunk, Phase.RETIRE))
         return tuple(step for step, before in zip(steps, (self.has, grown), strict=True) if step.hooks != before)
 
-    def refusals(self, _wanted: DataPlane) -> dict[Feed, str]:
-        return {}
+    def refusals(self, wanted: DataPlane) -> dict[Feed, str]:
+        return self.without_place(wanted.hooks)
+
+    def without_place(self, hooks: frozenset[Feed]) -> dict[Feed, str]:
+        return {feed: sentence for feed, sentence in self.refused.items() if feed in hooks}
 
     def apply(self, steps: Iterable[object]) -> None:
         for step in steps:
@@ -278,6 +283,7 @@ class Node:
             "switch_expected": lambda: self.switch_expected,
             "passed_by": lambda hooks: self.passed_by & hooks,
             "uncopied": lambda: self.uncopied,
+            "without_place": self.hooks.without_place,
         }
         self.loop = Loop(Parts(*parts, **look), 4096)
 

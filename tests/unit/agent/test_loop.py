@@ -17,7 +17,7 @@ from tests.unit.plan.test_planning import interface, pod, tap
 from vtap_agent import accounts
 from vtap_agent import loop as module
 from vtap_agent.errors import Retry
-from vtap_agent.plan import auto, leaning
+from vtap_agent.plan import auto, hookless, leaning
 from vtap_agent.plan.dataplane import Backend, DataPlane, Direction, Feed, PointCounters
 from vtap_agent.plan.groups_filter import MAX_PEERS
 from vtap_agent.plan.mirror_health import MirrorHealth, MirrorState
@@ -332,6 +332,53 @@ def test_where_a_bridge_refuses_groups_auto_takes_mirrors_and_stays_with_them(
     node.mailbox.changed()
     eventually(lambda: node.backends("web") == {("Ingress", "OVSGroup"), ("Egress", "OVSGroup")} and node.mirrors.has == {})
     assert node.copied() == BOTH_PODS
+
+
+HOOKS = {("Ingress", "EBPF"), ("Egress", "EBPF")}
+ONE_SIDED = "veth1 has an ingress qdisc; let its owner use clsact"
+
+
+def test_where_a_device_has_no_place_for_ebpf_auto_takes_open_vswitch(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    side = Feed(Backend.EBPF, "veth1", Direction.INGRESS, 101)
+    node.want(tap(backend="Auto"), tap("named", backend="EBPF"))
+    eventually(lambda: programmed(node) and programmed(node, "named") and node.backends("web") == HOOKS)
+    node.hooks.refused = {side: ONE_SIDED}
+    node.mailbox.changed()
+    eventually(lambda: node.mirrors.has.keys() == {INGRESS_MIRROR} and programmed(node))
+    assert side not in node.hooks.has and len(node.hooks.has) == 3, "the other pod's, and what this one sends, are copied as ever"
+    assert "Auto takes OVSMirror, as veth1 has an ingress qdisc and flows would leave out nothing" in whys(node)
+    assert node.condition("named", "Programmed")[1:] == ("NoHook", ONE_SIDED)
+    mirrors = node.mirrors.has
+    for refused in ({}, {side: ONE_SIDED}, {}):
+        node.hooks.refused = refused
+        one_more_pass(node)
+        assert node.mirrors.has is mirrors and node.copied() >= BOTH_PODS
+    monkeypatch.setattr(hookless, "REGAIN", 0.0)
+    node.mailbox.changed()
+    eventually(lambda: node.backends("web") == HOOKS and node.mirrors.has == {} and programmed(node))
+
+
+def test_ebpf_is_taken_at_once_where_open_vswitch_cannot_copy_any_more(node: Node) -> None:
+    side = Feed(Backend.EBPF, "veth1", Direction.INGRESS, 101)
+    node.hooks.refused = {side: ONE_SIDED}
+    node.want(tap(backend="Auto"))
+    eventually(lambda: programmed(node) and node.mirrors.has.keys() == {INGRESS_MIRROR})
+    node.mirrors.refused, node.groups.refused = {INGRESS_MIRROR: FULL}, {INGRESS_GROUP: "bridge br0 snoops"}
+    node.mailbox.changed()
+    eventually(lambda: node.condition("web", "Programmed")[1] == "NoMirror")
+    node.hooks.refused = {}
+    node.mailbox.changed()
+    eventually(lambda: programmed(node) and node.backends("web") == HOOKS)
+
+
+def test_a_device_on_no_bridge_is_refused_where_ebpf_has_no_place(node: Node) -> None:
+    side = Feed(Backend.EBPF, "veth1", Direction.INGRESS, 101)
+    seen = node.world.inventory
+    node.world.inventory = replace(seen, interfaces=tuple(replace(one, port=None) for one in seen.interfaces))
+    node.hooks.refused = {side: ONE_SIDED}
+    node.want(tap(backend="Auto"))
+    eventually(lambda: node.condition("web", "Programmed")[1] == "NoHook")
+    assert ONE_SIDED in node.condition("web", "Programmed")[2] and node.mirrors.has == {}
 
 
 def test_peers_that_come_and_go_move_no_tap_point_before_a_minute_is_over(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:

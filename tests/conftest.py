@@ -26,8 +26,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Labs wait at least as much as they compute, but a core that too many share makes their deadlines a lottery."""
-    return max(3, len(os.sched_getaffinity(0)))
+    """A worker for each core: labs wait as much as they compute, but what shares its core with others makes waiting a lottery."""
+    return max(2, len(os.sched_getaffinity(0)))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import secrets
 import signal
 import sys
@@ -24,7 +25,7 @@ import yaml
 
 from vtap_lab import registry
 from vtap_lab.daemons import Agent, Collector
-from vtap_lab.errors import LabError
+from vtap_lab.errors import LabError, wait_for
 from vtap_lab.processes import LabProcess, run_in, start_in, with_own_sysfs
 from vtap_lab.switch import Switch
 
@@ -293,6 +294,12 @@ class Lab:
             raise LabError("pods of a plain bridge have neither VLANs nor settings of a port")
         else:
             self.ip(self.node, f"link set {pod.host_name} master {BRIDGE}")
+            wait_for(lambda: self._forwards(pod), 10, f"{BRIDGE} forwards for {pod}")
+
+    def _forwards(self, pod: Pod) -> bool:
+        """A kernel's bridge does so once the link watch has seen the port's carrier, some time after both ends are up."""
+        (link,) = json.loads(self.run(self.node, "ip", "-d", "-j", "link", "show", "dev", pod.host_name))
+        return link["linkinfo"]["info_slave_data"]["state"] == "forwarding"
 
     def _plug(self, pod: Pod, mtu: int, host: str) -> None:
         """The pod's veth, whose other end is in the namespace `host`."""

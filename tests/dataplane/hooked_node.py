@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import socket
 import struct
+import subprocess
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -27,6 +29,7 @@ from tests.unit.pipeline.node import (
     ip,
     new_namespace,
     point,
+    wait_until,
 )
 from vtap_agent.backends.ebpf import EbpfBackend
 from vtap_agent.drivers import libbpf
@@ -70,6 +73,13 @@ def force_clsact(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(libbpf, "has_tcx", lambda: False)
 
 
+def port_state(name: str) -> str:
+    """Of a port of a kernel's bridge: it forwards once the kernel's link watch has seen its carrier, some time after it is up."""
+    shown = subprocess.run(["ip", "-d", "-j", "link", "show", "dev", name], check=True, capture_output=True, text=True)
+    (link,) = json.loads(shown.stdout)
+    return link["linkinfo"]["info_slave_data"]["state"]
+
+
 class HookedNode(Node):
     """As `Node`, with a bridge and two pods beside."""
 
@@ -94,6 +104,7 @@ class HookedNode(Node):
             self._quiet("eth0")
             ip("link", "set", "eth0", "address", MACS[name].hex(":"))
             ip("link", "set", "eth0", "up")
+        wait_until(lambda: port_state(name) == "forwarding", f"the bridge forwards for {name}")
 
     def remove_pod(self, name: str) -> None:
         """Its device goes, and with it both ends."""

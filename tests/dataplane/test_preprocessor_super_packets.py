@@ -102,19 +102,20 @@ def test_the_checksum_of_a_packet_that_is_none_to_segment_is_complete_in_its_cop
 
 
 def test_segments_keep_the_order_and_the_time_of_their_packet(node: Node) -> None:
+    """Of 900: the backlog of the receiving CPU holds 1,000 (net.core.netdev_max_backlog), and may have to wait for it."""
     node.apply(node.plane())
     capture = node.capture()
     writer = node.writer(INGRESS, offload=True)
-    for number in range(40):
+    for number in range(30):
         writer.send(super_packet(bytes(MSS * 30), seq=1 + number * MSS * 30))
-    copies = capture.frames(1200)
-    assert len(copies) == 1200
+    copies = capture.frames(900)
+    assert len(copies) == 900
     sequences = [struct.unpack(">I", copy[50:54])[0] for copy in copies]
     assert sequences == sorted(sequences)
-    assert [tcp_of(copy[54:-20], 4)[0] for copy in copies] == [1 + i * MSS for i in range(1200)]
+    assert [tcp_of(copy[54:-20], 4)[0] for copy in copies] == [1 + i * MSS for i in range(900)]
     times = [struct.unpack(">Q", copy[-20:-12])[0] for copy in copies]
     assert times == sorted(times)
-    assert len(set(times)) == 40
+    assert len(set(times)) == 30
 
 
 def test_a_tag_that_the_kernel_took_out_of_the_frame_is_back_in_every_copy(node: Node) -> None:

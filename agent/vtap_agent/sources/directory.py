@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from vtap_agent.sources.desired import DesiredSnapshot, DirectoryState, Loader, advance, recalled, remembered
@@ -14,6 +14,8 @@ from vtap_agent.sources.loading import load_documents
 from vtap_agent.sources.watch import Looked, Names, Watch, anchors, merged
 
 SUFFIXES = (".yaml", ".yml", ".json")
+MOST_READS = 5
+"""Of a directory whose links are switched over each time that it is read; the watch then comes again anyway."""
 
 
 def is_wanted(name: str) -> bool:
@@ -74,7 +76,7 @@ class TapDirectory:
             callback()
 
     def _look(self) -> Looked:
-        contents, directories, problem = self._read()
+        contents, directories, problem = self._read_at_rest()
         self._state = advance(self._state, contents, self._load)
         self._memory.keep(remembered(self._state))
         found = self._state.snapshot
@@ -86,6 +88,23 @@ class TapDirectory:
             if changed:
                 self._snapshot = found
         return Looked(changed, directories, any(content.unsettled for content in contents.values()))
+
+    def _read_at_rest(self) -> tuple[dict[str, Content], dict[Path, Names], str]:
+        """Again where links were switched over meanwhile, so that no half of a ConfigMap is taken for the whole."""
+        for _ in range(MOST_READS - 1):
+            before = self._targets()
+            found = self._read()
+            if self._targets() == before:
+                return found
+        return self._read()
+
+    def _targets(self) -> Mapping[Path, str]:
+        """Where the links among the files lead. Not Path.resolve, which raises for a link that leads to itself."""
+        try:
+            links = [path for path in self._directory.iterdir() if is_wanted(path.name) and path.is_symlink()]
+        except OSError:
+            return {}  # `_read` says what is wrong.
+        return {path: os.path.realpath(path) for path in links}
 
     def _read(self) -> tuple[dict[str, Content], dict[Path, Names], str]:
         directories = merged(anchors(self._directory), {self._directory: None})

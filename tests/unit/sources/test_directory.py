@@ -12,6 +12,7 @@ import pytest
 
 from vtap_agent.sources.desired import DesiredSnapshot
 from vtap_agent.sources.directory import TapDirectory, is_wanted
+from vtap_agent.sources.files import Content, FileReader
 
 DEADLINE = 5.0
 
@@ -158,27 +159,48 @@ def test_same_size_and_time_still_counts_as_another_content(taps: Path, followed
         followed.becomes({"one": app})
 
 
-def test_a_mounted_config_map_is_switched_over(tmp_path: Path) -> None:
+def publish(volume: Path, version: str, **files: str) -> None:
     """As the kubelet's AtomicWriter lays it out: NAME → ..data/NAME, ..data → a timed directory."""
+    target = volume / f"..{version}"
+    target.mkdir(parents=True)
+    for name, text in files.items():
+        (target / f"{name}.yaml").write_text(text)
+    (volume / "..data_tmp").symlink_to(target.name)
+    (volume / "..data_tmp").rename(volume / "..data")
+    for name in files:
+        if not (volume / f"{name}.yaml").is_symlink():
+            (volume / f"{name}.yaml").symlink_to(f"..data/{name}.yaml")
+
+
+def test_a_config_map_that_is_switched_over_while_it_is_read_is_never_seen_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     volume = tmp_path / "volume"
-    volume.mkdir()
+    publish(volume, "v1", a=tap(), b=tap("two"))
+    follower = Followed(volume)
+    read, switched = FileReader.read, threading.Event()
 
-    def publish(version: str, **files: str) -> None:
-        target = volume / f"..{version}"
-        target.mkdir()
-        for name, text in files.items():
-            (target / f"{name}.yaml").write_text(text)
-        (volume / "..data_tmp").symlink_to(target.name)
-        (volume / "..data_tmp").rename(volume / "..data")
-        for name in files:
-            if not (volume / f"{name}.yaml").is_symlink():
-                (volume / f"{name}.yaml").symlink_to(f"..data/{name}.yaml")
+    def switch_and_read(self: FileReader, path: Path) -> Content | None:
+        if path.name == "b.yaml" and not switched.is_set():
+            switched.set()
+            publish(volume, "v2", a=tap(app="db"), b=tap("two", "db"))
+        return read(self, path)
 
-    publish("v1", a=tap(), b=tap("two"))
+    monkeypatch.setattr(FileReader, "read", switch_and_read)
+    (volume / "c.yaml").write_text(tap("three"))
+    follower.becomes({"one": "db", "two": "db", "three": "web"})
+    assert all(state["one"] == state["two"] for state in follower.seen), follower.seen
+    follower.source.stop()
+
+
+def test_a_mounted_config_map_is_switched_over(tmp_path: Path) -> None:
+    volume = tmp_path / "volume"
+    publish(volume, "v1", a=tap(), b=tap("two"))
     follower = Followed(volume)
     assert follower.apps == {"one": "web", "two": "web"}
-    publish("v2", a=tap(app="db"), b=tap("two", "db"))
+    publish(volume, "v2", a=tap(app="db"), b=tap("two", "db"))
     follower.becomes({"one": "db", "two": "db"})
+    follower.wait(lambda: len(follower.seen) >= 1)
     assert follower.seen == [{"one": "db", "two": "db"}]
     follower.source.stop()
 

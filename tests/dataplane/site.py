@@ -185,11 +185,11 @@ def expect_each_once(found: Mapping[tuple[str, Datagram], int], exchange: Exchan
 
 
 def expect_none_missing_within_the_lease(
-    found: Mapping[tuple[str, Datagram], int], exchange: Exchange, name: str, dropped: int, away: float
+    found: Mapping[tuple[str, Datagram], int], sent: Iterable[Datagram], name: str, dropped: int, away: float
 ) -> None:
     """Copies went on for as long as the lease lasts; where the agent was away for longer, what is missing is counted."""
-    counts = [found.get((name, datagram), 0) for datagram in exchange.sent]
-    assert max(counts) == 1, f"{name}: some are there twice"
+    counts = [found.get((name, datagram), 0) for datagram in sent]
+    assert max(counts) == 1, f"{name}: nothing is there, or some twice"
     missing = counts.count(0)
     assert missing <= dropped, f"{name}: {missing} of {len(counts)} are missing, and {dropped} counted"
     assert not missing or away > LEASE, f"{name}: {missing} are missing, though the agent was away for {away:.1f} s only"

@@ -112,7 +112,7 @@ def test_agent_killed_and_started_again_leaves_no_gap(site: Site) -> None:
     done = exchange.stop()
     summary = site.closes()
     assert lost_originals(done) == 0 and summary["lost"] == 0
-    expect_none_missing_within_the_lease(site.stored("web"), done, point(web, "egress"), summary["dropped"], away)
+    expect_none_missing_within_the_lease(site.stored("web"), done.sent, point(web, "egress"), summary["dropped"], away)
 
 
 def test_agent_killed_at_any_step_recovers(site: Site) -> None:

@@ -14,7 +14,6 @@ from tests.e2e.cluster.commands import ClusterError
 from tests.e2e.cluster.exchange import Exchanged, RunningExchange, start_exchange
 from tests.e2e.cluster.kubectl import Resource
 from tests.e2e.cluster.pods import PodSpec, RunningPod
-from vtap_agent.lease import LEASE
 from vtap_lab import capture
 from vtap_lab.datagrams import Datagram
 from vtap_lab.errors import wait_for
@@ -148,17 +147,6 @@ class Scene:
 def point(pod: RunningPod, direction: str, interface: str = "net1") -> str:
     """What a tap point's interface is called in a capture."""
     return f"{pod.namespace}/{pod.name}/{interface} {direction}"
-
-
-def expect_none_missing_within_the_lease(
-    found: Found, datagrams: Iterable[Datagram], name: str, dropped: int, away: float
-) -> None:
-    """Copies went on for as long as the lease lasts; where the agent was away for longer, what is missing is counted."""
-    counts = [found.get((name, datagram), 0) for datagram in datagrams]
-    assert max(counts) == 1, f"{name}: nothing is there, or some twice"
-    missing = counts.count(0)
-    assert missing <= dropped, f"{name}: {missing} of {len(counts)} are missing, and {dropped} counted"
-    assert not missing or away > LEASE, f"{name}: {missing} are missing, though the agent was away for {away:.1f} s only"
 
 
 def expect_each_once(found: Found, datagrams: Iterable[Datagram], *points: str) -> None:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import pytest
 
+from tests.dataplane.site import expect_none_missing_within_the_lease
 from tests.e2e.cases.faults import Fared, suffer
 from tests.e2e.cases.installation import NAMESPACE, Installation
-from tests.e2e.cases.scene import Scene, expect_each_once, expect_none_missing_within_the_lease, point
+from tests.e2e.cases.scene import Scene, expect_each_once, point
 from tests.e2e.cluster.commands import ClusterError
 from tests.e2e.cluster.kubectl import Resource
 from tests.e2e.cluster.nodes import Node

@@ -30,9 +30,9 @@ import yaml
 
 from bench.backends_goals import AGAIN, BASELINE, COMPLETE, Judgement, Verdict, in_percent, judge
 from bench.measure import Figures, Sample, differences, interleave, table, write_json
+from bench.replaceable import ReplaceableAgent
 from vtap_agent.drivers.unixctl import PollThread, Vswitchd
 from vtap_lab import preflight
-from vtap_lab.daemons import Agent
 from vtap_lab.dpdk import DpdkLab, why_no_dpdk
 from vtap_lab.errors import LabError, wait_for
 from vtap_lab.lab import BRIDGE, COLLECTOR_ADDRESS, LabOptions, Pod
@@ -66,7 +66,7 @@ class Bench:
     def __init__(self, lab: DpdkLab, options: Options) -> None:
         self.lab, self.options = lab, options
         self._numbers = itertools.count()
-        self.agent: Agent = lab.start_agent()  # Before the sources, which leave little to anybody else.
+        self.agent = ReplaceableAgent(lab)  # Before the sources, which leave little to anybody else.
         lab.dpdk.add_device(BRIDGE, SINK, "net_null_sink,no-rx=1")
         self.sources = [self._add_source(number) for number in range(options.pmds)]
         # Nothing is flooded to the bridge's own port, and nothing learnt.
@@ -90,19 +90,6 @@ class Bench:
     def device_name(self) -> str:
         """Of a virtual device that no earlier one has had: DPDK gives some of them up late."""
         return f"bench{next(self._numbers)}"
-
-    @contextlib.contextmanager
-    def agent_with(self, *arguments: str) -> Iterator[None]:
-        """Another agent in the place of the first, inside of the context."""
-        self._restart(arguments)
-        try:
-            yield
-        finally:
-            self._restart(())
-
-    def _restart(self, arguments: Sequence[str]) -> None:
-        self.agent.stop()
-        self.agent = self.lab.start_agent(*arguments)
 
     def measure(self, row: Row) -> Sample:
         """What the threads spent while `row` copied."""
@@ -253,11 +240,11 @@ class HandedOver(Ours):
 
     @contextlib.contextmanager
     def copying(self, bench: Bench) -> Iterator[None]:
-        with bench.agent_with(f"--export-cpus={OTHER_CORE}"), super().copying(bench):
+        with bench.agent.with_options(f"--export-cpus={OTHER_CORE}"), super().copying(bench):
             yield
 
 
-def _programmed(agent: Agent) -> bool:
+def _programmed(agent: ReplaceableAgent) -> bool:
     taps = agent.get("/v1/status")["taps"]
     conditions = {condition["type"]: condition["status"] for tap in taps for condition in tap["conditions"]}
     return conditions.get("Programmed") == "True"

@@ -13,6 +13,7 @@ import yaml
 
 from bench import native
 from bench.cores import Placement
+from bench.replaceable import ReplaceableAgent
 from bench.unix_http import ask
 from vtap_lab.daemons import Collector
 from vtap_lab.errors import LabError, wait_for
@@ -57,26 +58,13 @@ class Tapped:
         self.client = lab.add_pod(TAPPED, namespace=NAMESPACE, labels={"app": TAPPED})
         self.server = lab.add_pod("server", namespace=NAMESPACE, labels={"app": "server"})
         self.collector: Collector = lab.start_collector(storage, "--vxlan", "--retain-bytes=256Mi")
-        self.agent = lab.start_agent()
+        self.agent = ReplaceableAgent(lab)
         lab.write(lab.taps / "destination.yaml", self.collector.as_destination())
         self.rr, self.udp = native.build("rr"), native.build("udp")
         self._serve("iperf3", "-s")
         self._serve(str(self.rr), "serve", self.server.ipv4, RR_PORT)
         self._serve(str(self.udp), "serve", self.server.ipv4, str(UDP_PORT))
         wait_for(self._reachable, QUIET_WAIT, "the server pod answers")
-
-    @contextlib.contextmanager
-    def agent_with(self, *arguments: str) -> Iterator[None]:
-        """Another agent in the place of the first, inside of the context."""
-        self._restart(arguments)
-        try:
-            yield
-        finally:
-            self._restart(())
-
-    def _restart(self, arguments: Sequence[str]) -> None:
-        self.agent.stop()
-        self.agent = self.lab.start_agent(*arguments)
 
     def _placed(self, argv: Sequence[str]) -> list[str]:
         return self.placement.on_production(*argv) if self.placement else list(argv)
@@ -255,7 +243,7 @@ class HandedOver(VirtualTaps):
     def copying(self, scene: Tapped) -> Iterator[None]:
         if not scene.placement:
             raise LabError("no core is set aside for copies")
-        with scene.agent_with(f"--export-cpus={','.join(map(str, scene.placement.export))}"), super().copying(scene):
+        with scene.agent.with_options(f"--export-cpus={','.join(map(str, scene.placement.export))}"), super().copying(scene):
             yield
 
 

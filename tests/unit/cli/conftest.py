@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
+from tests.unit.cli.pcapng import NOON, STORED, WAIT, datagram, packet
 from vtap_cli.main import main
 
 Answer = Callable[["Reply"], object]
@@ -139,3 +140,21 @@ def stale_socket(run: Run) -> Path:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as left:
         left.bind(str(path))
     return path
+
+
+@pytest.fixture
+def live(run: Run) -> Iterator[threading.Event]:
+    """A live stream that has sent one packet and then stays silent until told to go on."""
+    go_on = threading.Event()
+
+    def answer(reply: Reply) -> None:
+        reply.begin()
+        reply.chunk(STORED)
+        go_on.wait(WAIT)
+        reply.chunk(packet(0, NOON + 3 * 10**6, datagram(7777, b"four")))
+        go_on.clear()
+        go_on.wait(WAIT)
+
+    run.serve("collector", v1_live=answer)
+    yield go_on
+    go_on.set()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import signal
 import subprocess
-import threading
 
 import pytest
 
@@ -72,24 +71,6 @@ def test_display_filter_and_pcapng_go_together(run, tmp_path):
 def test_json_is_tsharks(run):
     run.serve("collector", v1_stored=in_chunks(STORED))
     assert '"udp.dstport": "9998"' in run.vtap("packets", "shop/web", "-o", "json").stdout
-
-
-@pytest.fixture
-def live(run):
-    """A live stream that has sent one packet and then stays silent until told to go on."""
-    go_on = threading.Event()
-
-    def answer(reply):
-        reply.begin()
-        reply.chunk(STORED)
-        go_on.wait(WAIT)
-        reply.chunk(packet(0, NOON + 3 * 10**6, datagram(7777, b"four")))
-        go_on.clear()
-        go_on.wait(WAIT)
-
-    run.serve("collector", v1_live=answer)
-    yield go_on
-    go_on.set()
 
 
 def test_live_packets_appear_as_they_arrive(run, live):

@@ -6,33 +6,14 @@ import json
 import shutil
 import signal
 import subprocess
-import threading
 from pathlib import Path
 
 import pytest
 
-from tests.unit.cli.pcapng import NOON, SECTION, STORED, WAIT, datagram, interface, packet, udp_ports, wait_until
+from tests.unit.cli.pcapng import NOON, SECTION, WAIT, datagram, interface, packet, udp_ports, wait_until
 from tests.unit.cli.test_packets import in_chunks
 
 pytestmark = pytest.mark.skipif(shutil.which("tshark") is None, reason="tshark is not installed (apt-get install tshark)")
-
-
-@pytest.fixture
-def live(run):
-    """A live stream that has sent one packet and then stays silent until told to go on."""
-    go_on = threading.Event()
-
-    def answer(reply):
-        reply.begin()
-        reply.chunk(STORED)
-        go_on.wait(WAIT)
-        reply.chunk(packet(0, NOON + 3 * 10**6, datagram(7777, b"four")))
-        go_on.clear()
-        go_on.wait(WAIT)
-
-    run.serve("collector", v1_live=answer)
-    yield go_on
-    go_on.set()
 
 
 def spread(*packets: tuple[int, float, int]) -> bytes:

@@ -25,6 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
     preflight.use_unpacked_switch()
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """A worker for each core: labs wait as much as they compute, but what shares its core with others makes waiting a lottery."""
     return max(2, len(os.sched_getaffinity(0)))

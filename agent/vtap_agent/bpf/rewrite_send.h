@@ -11,6 +11,9 @@
 #define NO_ID_LEFT 2
 #define REWRITE_FAILED 3
 
+#define REWRITE_DUE 0x10000
+#define REWRITE_FULL -1
+
 struct rewrite_bucket {
 	struct bpf_spin_lock lock;
 	__u32 zero;
@@ -35,7 +38,7 @@ static __always_inline int same_meaning(const struct meaning *a, const struct me
 	return x[0] == y[0] && x[1] == y[1] && x[2] == y[2] && x[3] == y[3];
 }
 
-static __always_inline __u32 bucket_of(const struct meaning *m)
+static __always_inline __u64 meaning_hash(const struct meaning *m)
 {
 	const __u64 *words = (const __u64 *)m;
 	__u64 mixed = 0;
@@ -46,48 +49,77 @@ static __always_inline __u32 bucket_of(const struct meaning *m)
 		mixed = (mixed ^ words[i]) * 0x9e3779b97f4a7c15ULL;
 		mixed ^= mixed >> 32;
 	}
-	return mixed * 0x9e3779b97f4a7c15ULL >> 55;
+	return mixed * 0x9e3779b97f4a7c15ULL;
 }
 
-_Static_assert(REWRITE_BUCKETS == 1 << (64 - 55), "bucket_of takes the highest bits");
-
-/* The number of the id that stands for a meaning, REWRITE_BUCKETS * REWRITE_WAYS where all places are taken. `due` says whether the
- * meaning has to be told. An id gets another meaning only when no edge can remember the old one any more. */
-static __always_inline __u32 find_id(const struct meaning *wanted, int *due, struct rewrite_entry **entry)
+/* The id that a meaning has in a bucket, with REWRITE_DUE where it is to be told again; where it has none and `give`, one that no
+ * edge can remember by its old meaning any more. Less than zero where there is none: -1 - free places. */
+__noinline int id_in(__u32 index, const struct meaning *wanted, int give)
 {
-	__u32 index = bucket_of(wanted), found = REWRITE_WAYS, i;
-	__u64 now = bpf_ktime_get_ns();
 	struct rewrite_bucket *bucket = bpf_map_lookup_elem(&rewrite_ids, &index);
+	__u32 found = REWRITE_WAYS, spare = REWRITE_WAYS, i;
+	__u64 now = bpf_ktime_get_ns();
+	int free = 0, due = 0;
 
-	*due = 0;
-	*entry = 0;
-	if (!bucket)
-		return REWRITE_BUCKETS * REWRITE_WAYS;
+	if (!bucket || !wanted)
+		return REWRITE_FULL;
 	bpf_spin_lock(&bucket->lock);
 #pragma clang loop unroll(full)
-	for (i = 0; i < REWRITE_WAYS; i++)
-		if (bucket->entries[i].used && same_meaning(&bucket->entries[i].meaning, wanted))
+	for (i = 0; i < REWRITE_WAYS; i++) {
+		struct rewrite_entry *entry = &bucket->entries[i];
+
+		if (entry->used && same_meaning(&entry->meaning, wanted))
 			found = i;
-	if (found == REWRITE_WAYS) {
-#pragma clang loop unroll(full)
-		for (i = 0; i < REWRITE_WAYS; i++)
-			if (!bucket->entries[i].used || now - bucket->entries[i].used > REWRITE_IDLE * REWRITE_SECOND)
-				found = i;
-		if (found < REWRITE_WAYS) {
-			bucket->entries[found].meaning = *wanted;
-			bucket->entries[found].told = 0;
+		if (!entry->used || now - entry->used > REWRITE_IDLE * REWRITE_SECOND) {
+			spare = i;
+			free++;
 		}
+	}
+	if (found == REWRITE_WAYS && give && spare < REWRITE_WAYS) {
+		found = spare;
+		bucket->entries[found].meaning = *wanted;
+		bucket->entries[found].told = 0;
 	}
 	if (found < REWRITE_WAYS) {
 		bucket->entries[found].used = now;
 		if (now - bucket->entries[found].told > REWRITE_SECOND) {
 			bucket->entries[found].told = now;
-			*due = 1;
+			due = REWRITE_DUE;
 		}
-		*entry = &bucket->entries[found];
 	}
 	bpf_spin_unlock(&bucket->lock);
-	return found < REWRITE_WAYS ? index * REWRITE_WAYS + found : REWRITE_BUCKETS * REWRITE_WAYS;
+	return found < REWRITE_WAYS ? (int)(index * REWRITE_WAYS + found) | due : -1 - free;
+}
+
+/* The id that stands for a meaning, as `id_in` has it; REWRITE_FULL where all its places are taken. They are in a bucket of each half;
+ * a new one is in the emptier of these, and in the first half's where they are alike, so that few ids are left when the first bucket
+ * is full (Vöcking, "How Asymmetry Helps Load Balancing", J. ACM 50(4), 2003). Two CPUs that meet a meaning at once may give it an id
+ * each: no harm, as either brings the same back. */
+static __always_inline int find_id(const struct meaning *wanted)
+{
+	__u64 hash = meaning_hash(wanted);
+	__u32 first = hash >> 56, second = REWRITE_BUCKETS / 2 + (hash >> 48 & 255);
+	int in_first, in_second;
+
+	in_first = id_in(first, wanted, 0);
+	if (in_first >= 0)
+		return in_first;
+	in_second = id_in(second, wanted, 0);
+	if (in_second >= 0 || (in_first == REWRITE_FULL && in_second == REWRITE_FULL))
+		return in_second;
+	return id_in(in_first <= in_second ? first : second, wanted, 1);
+}
+
+_Static_assert(REWRITE_BUCKETS / 2 == 1 << 8, "find_id takes eight bits for each half");
+
+/* Its meaning was not told after all. */
+static __always_inline void untold(__u32 id)
+{
+	__u32 index = id / REWRITE_WAYS;
+	struct rewrite_bucket *bucket = bpf_map_lookup_elem(&rewrite_ids, &index);
+
+	if (bucket)
+		bucket->entries[id % REWRITE_WAYS].told = 0;
 }
 
 static __always_inline void write_message(struct rewrite_work *work, int v6)
@@ -159,19 +191,18 @@ static __always_inline int read_meaning(struct __sk_buff *skb, const struct dest
 /* One of REWRITTEN and its like. The destination's header holds the monitor's addresses and the first octets of the node's ids. */
 __noinline int rewrite(struct __sk_buff *skb, struct destination *d, struct ticket *t, __u32 number)
 {
-	__u32 zero = 0, id;
+	__u32 zero = 0;
 	struct rewrite_work *work = bpf_map_lookup_elem(&rewrite_works, &zero);
-	struct rewrite_entry *entry;
 	__be16 type;
-	int v6, due, flags;
+	int v6, id, flags;
 
 	if (!d || !t || !work)
 		return REWRITE_FAILED;
 	v6 = d->flags & DESTINATION_IPV6;
 	if (read_meaning(skb, d, t, work, number, v6))
 		return NOT_REWRITABLE;
-	id = find_id(&work->meaning, &due, &entry);
-	if (id >= REWRITE_BUCKETS * REWRITE_WAYS || !entry)
+	id = find_id(&work->meaning);
+	if (id < 0)
 		return NO_ID_LEFT;
 	__builtin_memcpy(&work->message, d->header, 10); /* the monitor's MAC address, the id's first octets */
 	work->message.from[4] = id >> 8;
@@ -179,8 +210,8 @@ __noinline int rewrite(struct __sk_buff *skb, struct destination *d, struct tick
 	type = t->ethertype;
 	if (bpf_skb_store_bytes(skb, 12, &type, 2, 0))
 		return REWRITE_FAILED;
-	if (due && tell(skb, work, d->ifindex, v6)) {
-		entry->told = 0;
+	if (id & REWRITE_DUE && tell(skb, work, d->ifindex, v6)) {
+		untold(id & ~REWRITE_DUE);
 		return REWRITE_FAILED;
 	}
 	flags = v6 ? exchange(skb, 1, work->meaning.address, work->monitor) : exchange(skb, 0, work->meaning.address, work->monitor);

@@ -1,4 +1,4 @@
-"""Whether rewritten copies find ids: where the ids of a bucket are taken, copies to one more destination end as `noId`. Pure."""
+"""Whether rewritten copies find ids: where two buckets of them are full, copies to one more destination end as `noId`. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from vtap_agent.pipeline.recover_layout import REWRITE_IDLE
 from vtap_agent.report.rates import Sample
 
 QUIET = 2.0 * REWRITE_IDLE
-"""Seconds without such a copy before it is over. A full bucket of ids stays full for as long as an id stays taken; with less than
+"""Seconds without such a copy before it is over. Full buckets of ids stay full for as long as an id stays taken; with less than
 that the status would change with every copy of a flow that sends seldom."""
 
 

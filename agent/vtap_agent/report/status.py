@@ -63,9 +63,9 @@ NOT_ARRIVING = (
 )
 
 NO_ID = (
-    "taps of this node meet more destinations at once than ids can be given to (4,096 ids in buckets of eight by a hash: from "
-    "about 1,000 destinations on): copies of what goes to the others are dropped and counted as noId; name peers in spec.filter "
-    "of taps to such a monitor"
+    "taps of this node meet more destinations at once than ids can be given to (4,096 ids, in one of two buckets of eight: "
+    "from about 3,000 destinations on): copies of what goes to the others are dropped and counted as noId; name peers in "
+    "spec.filter of taps to such a monitor"
 )
 
 

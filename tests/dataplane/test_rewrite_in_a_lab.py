@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import yaml
 
-import vtap_lab.lab
 from tests.dataplane import offloaded_talk
+from tests.dataplane.altered_agent import alter_agents
 from tests.dataplane.attached import program_name
 from tests.dataplane.packets import TCP, UDP, Packet, datagrams, is_housekeeping, packet_in, tcp_stream
 from vtap_agent.drivers import libbpf
@@ -471,22 +471,18 @@ def test_what_cannot_be_is_said(started: Lab) -> None:
     wait_for(lambda: programmed(agent), PATIENCE, "it works once nothing is wrong")
 
 
-IMPATIENT = """#!{python}
-from vtap_agent.main import main
+IMPATIENT = """
 from vtap_agent.report import ids
 ids.QUIET = 5.0
-main()
 """
-"""vtap-agent, which calls the lack of ids over much sooner than it does."""
+"""It calls the lack of ids over much sooner than it does."""
 
 
 def test_more_destinations_than_ids_are_said_until_the_filter_names_fewer(
     started: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lab, program = started, tmp_path / "vtap-agent"
-    program.write_text(IMPATIENT.format(python=sys.executable))
-    program.chmod(0o755)
-    monkeypatch.setattr(vtap_lab.lab, "_script", {"vtap-agent": str(program)}.__getitem__)
+    lab = started
+    alter_agents(monkeypatch, tmp_path, IMPATIENT)
     web = lab.add_pod("web-0", namespace="shop", labels={"app": "web"})
     client, monitor = lab.add_pod("client", namespace="shop"), lab.add_pod("monitor", namespace="soc")
     lab.ip(web.netns, f"route add 198.51.0.0/16 via {client.ipv4}")

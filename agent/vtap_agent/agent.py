@@ -53,6 +53,7 @@ log = logging.getLogger(__name__)
 
 STATE_FILE = "agent.json"
 TAPS_FILE, PODS_FILE = "taps.json", "pods.json"
+COUNTS_FILE = "flow-counts.json"
 """What the files of taps and pods said when they were last without a mistake."""
 SOCKET = "agent.sock"
 LOCK = "agent.lock"
@@ -207,7 +208,8 @@ class Agent:
         stack.callback(ovsdb.close)
         mirrors = OvsMirrorBackend(ovsdb, settings.node, generation=os.getpid())
         stack.callback(mirrors.close)
-        groups = OvsGroupBackend(ovsdb, settings.node, generation=os.getpid(), on_loss=mailbox.changed)
+        counts = settings.state_dir / COUNTS_FILE
+        groups = OvsGroupBackend(ovsdb, settings.node, generation=os.getpid(), on_loss=mailbox.changed, counts=counts)
         observer = Observer(ovsdb, pods)
         identity = ClientIdentity(settings.tls) if settings.tls is not None else None
         announcer = Announcer(settings.node, mailbox.changed, identity)
@@ -309,7 +311,8 @@ def _probe(trouble: str) -> Answer:
 
 def _forget(settings: Settings) -> None:
     """The state of a node that has no agent any more, and the directories where nothing else is in them."""
-    for path in (settings.state_dir / STATE_FILE, settings.state_dir / CLUSTER_FILE, settings.run_dir / LOCK):
+    names = (STATE_FILE, COUNTS_FILE, CLUSTER_FILE)
+    for path in (*(settings.state_dir / name for name in names), settings.run_dir / LOCK):
         path.unlink(missing_ok=True)
     for directory in (settings.state_dir, settings.run_dir):
         try:

@@ -444,6 +444,52 @@ def test_another_pod_s_tap_changes_no_count(site: Site) -> None:
     assert summary["seen"] == summary["excluded"] < 400 + POD_SAYS
 
 
+def test_an_agent_that_takes_over_knows_what_the_switch_has_left_out(site: Site) -> None:
+    """Before it came, and while there was none; and not only the first time."""
+    site.new_scene()
+    web, client = site.pod("web"), site.pod("client")
+    rule = {"action": "Include", "protocol": "TCP"}
+    site.tap("web", backend="OVSGroup", direction="Egress", filter={"defaultAction": "Exclude", "rules": [rule]})
+    start_exchange(site.lab, web, client, count=100).finish()
+    wait_for(lambda: site.summary("web")["excluded"] >= 100, "the switch's counters are read")
+    for before in (100, 300):
+        site.agent.kill()
+        start_exchange(site.lab, web, client, count=100).finish()
+        site.start_agent()
+        assert site.summary("web")["excluded"] >= before, "it does not fall"
+        wait_for(lambda wanted=before + 100: site.summary("web")["excluded"] >= wanted, "the switch's counters are read")
+        start_exchange(site.lab, web, client, count=100).finish()
+        wait_for(lambda wanted=before + 200: site.summary("web")["excluded"] >= wanted, "it goes on to count")
+    summary = site.closes("web")
+    assert summary["seen"] == summary["excluded"] < 500 + POD_SAYS
+
+
+def test_what_a_switch_left_out_before_it_was_started_again_is_known_to_the_next_agent(site: Site) -> None:
+    site.new_scene()
+    web, client = site.pod("web"), site.pod("client")
+    rule = {"action": "Include", "protocol": "TCP"}
+    tap = {"backend": "OVSGroup", "direction": "Egress", "filter": {"defaultAction": "Exclude", "rules": [rule]}}
+    site.tap("web", **tap)
+    start_exchange(site.lab, web, client, count=100).finish()
+    wait_for(lambda: site.summary("web")["excluded"] >= 100, "the switch's counters are read")
+    site.lab.switch.kill_vswitchd()
+    site.lab.switch.start_vswitchd()
+    wait_for(lambda: has_our_flows(site) and site.condition("web", "Programmed") == "True", "the flows are there again")
+    start_exchange(site.lab, web, client, count=100).finish()
+    wait_for(lambda: site.summary("web")["excluded"] >= 200, "the switch's counters are read")
+    site.agent.kill()
+    site.start_agent()
+    assert site.summary("web")["excluded"] >= 200
+    start_exchange(site.lab, web, client, count=100).finish()
+    wait_for(lambda: site.summary("web")["excluded"] >= 300, "it goes on to count")
+    summary = site.closes("web")
+    assert summary["seen"] == summary["excluded"] < 300 + POD_SAYS
+
+
+def has_our_flows(site: Site) -> bool:
+    return any(map(is_ours, site.lab.switch.ofctl("dump-flows", BRIDGE).splitlines()))
+
+
 def packets_at(site: Site, direction: Direction) -> int:
     """That the switch has given to a tap port."""
     shown = site.lab.switch.ofctl("dump-ports", BRIDGE, tap_port_name("node-a", FEEDS[direction]))

@@ -8,9 +8,11 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from vtap_agent.backends import tap_ports
+from vtap_agent.backends.group_counts import BridgeCounts, CountsMemory, SwitchCounts
 from vtap_agent.backends.tap_port_commands import command
 from vtap_agent.drivers.ofctl import Ofctl
 from vtap_agent.drivers.ovsdb import OvsdbConnection, Tables, first
@@ -84,6 +86,19 @@ class _Bridge:
     counting: Mapping[int, tuple[int, ...]] = field(default_factory=dict[int, tuple[int, ...]])
     """These slots by the flow's cookie: of flows that are wanted, and of those that are there until these are."""
     counted: Mapping[int, Counted] = field(default_factory=dict[int, Counted])
+    inherited: bool = False
+    """From an earlier agent: its flows count on before this one has planned any."""
+
+    @classmethod
+    def of(cls, counts: BridgeCounts) -> _Bridge:
+        """With what is known of its flows' counters."""
+        found = cls(counts.pid, incarnations=counts.incarnations, counting=counts.counting, counted=counts.counted)
+        found.inherited = True
+        return found
+
+    @property
+    def counts(self) -> BridgeCounts:
+        return BridgeCounts(self.pid, self.incarnations, self.counting, self.counted)
 
     @property
     def flows(self) -> BridgeFlows:
@@ -113,19 +128,28 @@ class OvsGroupBackend:
     """The flows, groups and tap ports of this node. Call it from one thread.
 
     `on_loss` is called where flows of ours are found missing, or others' have changed so that ours may have to, so that a pass
-    comes soon.
+    comes soon. What flows have counted is kept in the file `counts` for the agent that comes next.
     """
 
     def __init__(
-        self, connection: OvsdbConnection, node: str, generation: int = 0, on_loss: Callable[[], None] = lambda: None
+        self,
+        connection: OvsdbConnection,
+        node: str,
+        generation: int = 0,
+        on_loss: Callable[[], None] = lambda: None,
+        counts: Path | None = None,
     ) -> None:
         self._connection = connection
         self._ofctl = Ofctl(connection.vswitchd.run_dir)
         self._stamp = Stamp(node, generation, Backend.OVS_GROUP)
         self._on_loss = on_loss
-        self._known: dict[str, _Bridge] = defaultdict(_Bridge)
+        self._memory = CountsMemory(counts)
+        inherited = self._memory.recall()
+        self._known: dict[str, _Bridge] = defaultdict(_Bridge, {name: _Bridge.of(one) for name, one in inherited.bridges.items()})
+        self._uncopied = dict(inherited.uncopied)
+        self._unkept = False
+        """Whether flows have changed, or begun to count anew, since their counts were kept."""
         self._swept: set[str] = set()
-        self._uncopied: dict[Assignment, int] = {}
         self._read_at = 0.0
         self._flood_problems: dict[str, str] = {}
         self._unflooded: dict[str, tuple[int | None, int]] = {}
@@ -158,7 +182,7 @@ class OvsGroupBackend:
         if now - self._read_at >= READ_EVERY:
             self._read_at = now
             for name, known in self._known.items():
-                if known.flows.flows:
+                if known.flows.flows or known.inherited:
                     try:
                         self._watch(name, known)
                     except VtapError as reason:
@@ -180,6 +204,9 @@ class OvsGroupBackend:
         for slot, count in known.count(counted).items():
             counted_for = Assignment(slot, known.incarnations.get(slot, ""))
             self._uncopied[counted_for] = self._uncopied.get(counted_for, 0) + count
+        if self._unkept:
+            self._memory.keep(SwitchCounts(self._uncopied, {name: known.counts for name, known in self._known.items()}))
+            self._unkept = False
 
     def observe(self) -> Mapping[str, GroupBridge]:
         """Bridges by name, as the database tells them. Raises Wait where it is down."""
@@ -212,6 +239,8 @@ class OvsGroupBackend:
         steps: list[BridgeStep] = []
         bridges = self._observe_for(wanted)
         self._forget_others(wanted)
+        for known in self._known.values():
+            known.inherited = False
         for name, bridge in sorted(bridges.items()):
             groups = groups_on(name, wanted.groups)
             if groups:
@@ -302,6 +331,7 @@ class OvsGroupBackend:
             raise Retry(f"bridge {step.bridge} has gone")
         changes = self._changes(bridge, step.groups, step.wanted)
         if changes:
+            self._unkept = True
             self._ofctl.bundle(step.bridge, changes)
 
     def _changes(self, bridge: GroupBridge, groups: Mapping[Direction, Group], wanted: DataPlane) -> tuple[str, ...]:
@@ -332,7 +362,7 @@ class OvsGroupBackend:
         if known.pid == pid and begin < known.look_at and (known.foreign or known.trouble):
             return known
         if known.pid != pid:
-            known.counted = {}
+            known.counted, self._unkept = {}, True
         try:
             self._read_foreign(name, known)
         except TellUser as error:

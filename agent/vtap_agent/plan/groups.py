@@ -148,12 +148,14 @@ def uncopied(counting: Mapping[int, Slots], before: Mapping[int, Counted], now: 
     """Packets, by slot, that the switch did not copy between two readings of its flows' counters.
 
     `counting` are the slots that flows count for, by cookie. A flow that takes another's place goes on from its count, and the
-    switch adds to it what it learns late of packets that met the old one: so a count belongs to a place, not to a cookie.
+    switch adds to it what it learns late of packets that met the old one: so a count belongs to a place, not to a cookie. One
+    that is less than before began at zero meanwhile.
     """
     known = {counted.place: counted.packets for counted in before.values()}
     counts: dict[int, int] = {}
     for cookie in counting.keys() & now.keys():
-        count = now[cookie].packets - known.get(now[cookie].place, 0)
+        packets, earlier = now[cookie].packets, known.get(now[cookie].place, 0)
+        count = packets - earlier if packets >= earlier else packets
         for slot in counting[cookie] if count > 0 else ():
             counts[slot] = counts.get(slot, 0) + count
     return counts

@@ -221,6 +221,13 @@ def test_a_flow_that_takes_another_s_place_goes_on_from_its_count() -> None:
     assert uncopied(slots, before, now) == {PORTS["a"]: 3}
 
 
+def test_a_flow_that_was_made_anew_unseen_has_counted_from_zero() -> None:
+    made = flows(egress="a", programs={"a": ("dns",)})
+    (flow,) = (flow for flow in made.flows if flow.uncopied)
+    before, now = ({flow.cookie: Counted(flow.match, count)} for count in (10_000, 7))
+    assert uncopied({flow.cookie: flow.uncopied}, before, now) == {PORTS["a"]: 7}
+
+
 def test_filters_are_shared_by_pods() -> None:
     one, two = flows(egress="a", programs={"a": ("dns",)}), flows(egress="ab", programs={"a": ("dns",), "b": ("dns",)})
     table = LAYOUT.tables.egress_filter

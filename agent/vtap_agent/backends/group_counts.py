@@ -1,0 +1,113 @@
+"""What flows have left out, across restarts of the agent: one JSON file that is replaced whole.
+
+It is written when flows have changed, not when they have counted: with what each had counted then, the next agent goes on from
+what the switch says, as if it had been there all the time.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vtap_agent.durable import replace_file
+from vtap_agent.plan.groups import Counted
+from vtap_agent.plan.slots import Assignment
+
+FORMAT = 1
+BOOT = Path("/proc/sys/kernel/random/boot_id")
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeCounts:
+    """Our flows of a bridge, by cookie: what they had `counted` when last read, and the slots that they are `counting` for.
+
+    `pid` is that of the vswitchd which counted, `incarnations` are those of the slots.
+    """
+
+    pid: int | None = None
+    incarnations: Mapping[int, str] = field(default_factory=dict[int, str])
+    counting: Mapping[int, tuple[int, ...]] = field(default_factory=dict[int, tuple[int, ...]])
+    counted: Mapping[int, Counted] = field(default_factory=dict[int, Counted])
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchCounts:
+    """Packets that were not copied, as of `counted` of each bridge."""
+
+    uncopied: Mapping[Assignment, int] = field(default_factory=dict[Assignment, int])
+    bridges: Mapping[str, BridgeCounts] = field(default_factory=dict[str, BridgeCounts])
+
+
+class CountsMemory:
+    """Keeps counts in a file, or nowhere where it has no path. Trouble with it costs counts, not copies: it is logged."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+
+    def recall(self) -> SwitchCounts:
+        """What an earlier agent kept since the node was booted."""
+        if self._path is None:
+            return SwitchCounts()
+        try:
+            data: Any = json.loads(self._path.read_bytes())
+            if data["format"] != FORMAT:
+                raise ValueError(f"format {data['format']!r}")
+            return _from_json(data) if data["boot"] == _boot() else SwitchCounts()
+        except FileNotFoundError:
+            return SwitchCounts()
+        except (OSError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            log.warning("%s can't be read (%s): what flows left out is counted from zero", self._path, error)
+            return SwitchCounts()
+
+    def keep(self, counts: SwitchCounts) -> None:
+        """Instead of what was kept before."""
+        if self._path is None:
+            return
+        try:
+            replace_file(self._path, json.dumps({"format": FORMAT, "boot": _boot(), **_to_json(counts)}))
+        except OSError as error:
+            log.warning(
+                "%s can't be written (%s): the next agent will not know what flows have left out; make room, or let the agent "
+                "write there",
+                self._path,
+                error.strerror or error,
+            )
+
+
+def _boot() -> str:
+    return BOOT.read_text().strip()
+
+
+def _to_json(counts: SwitchCounts) -> dict[str, Any]:
+    return {
+        "uncopied": [[of.slot, of.incarnation, count] for of, count in counts.uncopied.items()],
+        "bridges": {
+            name: {
+                "pid": bridge.pid,
+                "incarnations": list(bridge.incarnations.items()),
+                "counting": [[cookie, *slots] for cookie, slots in bridge.counting.items()],
+                "counted": [[cookie, *counted] for cookie, counted in bridge.counted.items()],
+            }
+            for name, bridge in counts.bridges.items()
+        },
+    }
+
+
+def _from_json(data: Any) -> SwitchCounts:
+    return SwitchCounts(
+        {Assignment(int(slot), str(incarnation)): int(count) for slot, incarnation, count in data["uncopied"]},
+        {
+            str(name): BridgeCounts(
+                None if bridge["pid"] is None else int(bridge["pid"]),
+                {int(slot): str(incarnation) for slot, incarnation in bridge["incarnations"]},
+                {int(cookie): tuple(map(int, slots)) for cookie, *slots in bridge["counting"]},
+                {int(cookie): Counted(str(place), int(packets)) for cookie, place, packets in bridge["counted"]},
+            )
+            for name, bridge in data["bridges"].items()
+        },
+    )

@@ -126,6 +126,14 @@ def in_percent(share: float) -> float:
     return math.floor(share * 1000 + _ROUNDING) / 10
 
 
+def with_losses(judged: Judgement, share: float, done: str = "delivered") -> Judgement:
+    """What costs little because copies are missing doesn't reach its goal. `share` is the worst round's, NaN where unknown."""
+    if not share < COMPLETE:
+        return judged
+    verdict = Verdict.INCOMPLETE if judged.verdict is Verdict.REACHED else judged.verdict
+    return Judgement(judged.goal, f"{judged.figures} (at least {in_percent(share):.1f}% {done})", verdict)
+
+
 class Costs:
     """Medians of costs by name of row."""
 
@@ -150,16 +158,9 @@ class Costs:
         return min(values, default=math.nan)
 
     def judgement(self, goal: str, name: str, figure: str, cost: float, allowed: float) -> Judgement:
-        """Of a cost of the row `name`; what costs little because copies are missing doesn't reach its goal."""
-        verdict, share, text = (
-            judge(cost, allowed, self.noise(figure)),
-            self.delivered(name, figure),
-            f"{figure} {_percent(cost)}",
-        )
-        if not share < COMPLETE:
-            return Judgement(goal, text, verdict)
-        lossy = Verdict.INCOMPLETE if verdict is Verdict.REACHED else verdict
-        return Judgement(goal, f"{text} (at least {in_percent(share):.1f}% delivered)", lossy)
+        """Of a cost of the row `name`."""
+        judged = Judgement(goal, f"{figure} {percent(cost)}", judge(cost, allowed, self.noise(figure)))
+        return with_losses(judged, self.delivered(name, figure))
 
     def added(self, name: str, figure: str) -> float:
         """The difference of a figure to the baseline's, in the figure's unit."""
@@ -206,7 +207,7 @@ def judge_taps(rows: Mapping[str, Figures], count: int) -> list[Judgement]:
         one, many = found.of(ONE_TAP, figure), found.of(taps(count), figure)
         goal = f"{EBPF}: {taps(count)} on the node cost ≤ {GROWTH:g} times what 1 does"
         judged = found.judgement(goal, taps(count), figure, many, GROWTH * max(one, 0.0))
-        judgements.append(replace(judged, figures=f"{judged.figures}, 1 tap {_percent(one)}"))
+        judgements.append(replace(judged, figures=f"{judged.figures}, 1 tap {percent(one)}"))
     return judgements
 
 
@@ -215,7 +216,8 @@ def noises(rows: Mapping[str, Figures]) -> dict[str, float]:
     return {figure: noise(rows, figure) for figure in JUDGED}
 
 
-def _percent(cost: float) -> str:
+def percent(cost: float) -> str:
+    """A cost, for people."""
     return "?" if math.isnan(cost) else f"{cost:+.1%}"
 
 
@@ -249,7 +251,7 @@ def _full_copy(found: Costs, name: str) -> list[Judgement]:
     latency, latency_noise = found.added(name, P50), found.added_noise(P50)
     added = "" if math.isnan(latency) else f" {latency:+.1f} µs (noise {latency_noise:.1f} µs)"
     return [
-        replace(half, figures=f"{half.figures}, {RAW} {_percent(raw)}"),
+        replace(half, figures=f"{half.figures}, {RAW} {percent(raw)}"),
         Judgement(f"{name}: ≤ 5 µs", f"{P50}{added}", judge(latency, 5.0, latency_noise)),
     ]
 

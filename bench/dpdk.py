@@ -28,7 +28,7 @@ from pathlib import Path
 
 import yaml
 
-from bench.backends_goals import AGAIN, BASELINE, COMPLETE, Judgement, Verdict, in_percent, judge
+from bench.backends_goals import AGAIN, BASELINE, COMPLETE, Judgement, Verdict, judge, with_losses
 from bench.measure import Figures, Sample, differences, interleave, table, write_json
 from bench.replaceable import ReplaceableAgent
 from vtap_agent.drivers.unixctl import PollThread, Vswitchd
@@ -329,11 +329,9 @@ def _no_dearer(rows: Mapping[str, Figures], group: str, mirror: str, figure: str
     more = differences(rows[group], rows[mirror], figure)
     noise = max(map(abs, differences(rows[AGAIN], rows[BASELINE], figure)), default=math.nan)
     goal, text = f"group never dearer than mirror: {group} to {mirror}", f"{figure} {_spread(more)}, noise {noise:.0f}"
-    verdict = judge(statistics.median(more), 0.0, noise) if more else Verdict.UNKNOWN
-    if min(differences(rows[group], rows[mirror], "copied"), default=0.0) >= COMPLETE - 1:
-        return Judgement(goal, text, verdict)
-    lossy = Verdict.INCOMPLETE if verdict is Verdict.REACHED else verdict
-    return Judgement(goal, f"{text} (at least {in_percent(min(rows[group].values('copied'))):.1f}% copied)", lossy)
+    judged = Judgement(goal, text, judge(statistics.median(more), 0.0, noise) if more else Verdict.UNKNOWN)
+    as_many = min(differences(rows[group], rows[mirror], "copied"), default=0.0) >= COMPLETE - 1
+    return judged if as_many else with_losses(judged, min(rows[group].values("copied")), "copied")
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -12,13 +12,15 @@ Loads: iperf3 TCP as fast as it goes, the same paced so that copies can keep up,
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.backends_goals import Judgement, in_percent, judge, percent, with_losses
 from bench.cores import busy_seconds
 from bench.measure import Figures, Sample, interleave, ratio, table, write_json
 from bench.tapped import Counts, RawMirror, Row, Tapped, VirtualTaps, add_vxlan, delete_vxlan, vxlan_counts
@@ -49,14 +51,14 @@ def measure(scene: Tapped, row: Row, options: Options) -> Sample:
         busy = busy_seconds(CORES) - busy
         latency = scene.request_response(seconds)
     figures = {
-        "full Gb/s": full.moved,
+        FULL: full.moved,
         "paced Gb/s": paced.moved,
-        "paced busy s": busy,
+        BUSY: busy,
         "p50 us": latency["p50"],
         "p99 us": latency["p99"],
     }
     if full.delivered is not None and paced.delivered is not None:
-        figures |= {"full delivered": full.delivered, "paced delivered": paced.delivered}
+        figures |= {DELIVERED[FULL]: full.delivered, DELIVERED[BUSY]: paced.delivered}
     return figures
 
 
@@ -92,7 +94,10 @@ GOALS = {
     "ours, 1 in 100": "raw mirror",
     "ours, all excluded": "raw mirror",
 }
-FIGURES = ("full Gb/s", "paced busy s", "p50 us", "p99 us")
+FULL, BUSY = "full Gb/s", "paced busy s"
+FIGURES = (FULL, BUSY, "p50 us", "p99 us")
+DELIVERED = {FULL: "full delivered", BUSY: "paced delivered"}
+"""Which share of the wanted copies arrived while a figure was measured."""
 
 
 def run(options: Options) -> Mapping[str, Figures]:
@@ -112,26 +117,29 @@ def report(options: Options, rows: Mapping[str, Figures]) -> str:
         for figure in FIGURES:
             against = ratio(row, baseline, figure)
             line.append(f"{row.median(figure):.2f}  x{against.median:.2f} ({against.low:.2f}…{against.high:.2f})")
-        for figure in ("full delivered", "paced delivered"):
-            line.append(f"{row.median(figure):.2%}" if row.values(figure) else "")
+        line += [_shares(row.values(share)) for share in DELIVERED.values()]
         cells.append(line)
     tso = "on" if options.tso else "off"
     title = f"Tap cost, userspace TSO {tso}, paced at {options.paced:g} Mb/s, {options.rounds} rounds of {options.seconds:g} s"
-    return table(title, ("", *FIGURES, "full delivered", "paced delivered"), cells) + _verdicts(rows)
+    return table(title, ("", *FIGURES, *DELIVERED.values()), cells) + "".join(f"{judged}\n" for judged in judge_rows(rows))
 
 
-def _verdicts(rows: Mapping[str, Figures]) -> str:
-    lines: list[str] = []
-    for ours, other in GOALS.items():
-        against = {figure: ratio(rows[ours], rows[other], figure).median for figure in FIGURES}
-        noise = {figure: ratio(rows[AGAIN], rows[BASELINE], figure) for figure in FIGURES}
-        parts: list[str] = []
-        for figure in FIGURES:
-            worse = 1 - against[figure] if figure == "full Gb/s" else against[figure] - 1
-            allowed = max(noise[figure].high - 1, 1 - noise[figure].low, 0)
-            parts.append(f"{figure} x{against[figure]:.2f} {'reached' if worse <= allowed else 'MISSED'}")
-        lines.append(f"goal: {ours} no dearer than {other}: " + ", ".join(parts))
-    return "\n".join(lines) + "\n"
+def _shares(values: Sequence[float]) -> str:
+    """The lowest and the highest."""
+    return f"{in_percent(min(values)):.1f}…{in_percent(max(values)):.1f}%" if values else ""
+
+
+def judge_rows(rows: Mapping[str, Figures]) -> list[Judgement]:
+    """Whether our taps are as cheap as what they are compared with; an A/A run says what can be told apart."""
+    return [_no_dearer(rows, ours, other, figure) for ours, other in GOALS.items() for figure in FIGURES]
+
+
+def _no_dearer(rows: Mapping[str, Figures], ours: str, other: str, figure: str) -> Judgement:
+    against, again = ratio(rows[ours], rows[other], figure), ratio(rows[AGAIN], rows[BASELINE], figure)
+    cost = 1 - against.median if figure == FULL else against.median - 1
+    noise = max(abs(again.high - 1), abs(1 - again.low))
+    judged = Judgement(f"{ours} no dearer than {other}", f"{figure} {percent(cost)}", judge(cost, 0.0, noise))
+    return with_losses(judged, min(rows[ours].values(DELIVERED.get(figure, "")), default=math.nan))
 
 
 def main() -> int:

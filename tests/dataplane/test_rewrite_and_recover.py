@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
 import socket
@@ -38,12 +39,14 @@ from tests.unit.pipeline.node import (
     why_not,
 )
 from vtap_agent.drivers import libbpf, qdiscs
-from vtap_agent.pipeline import layout
+from vtap_agent.pipeline import layout, recover_layout, rewrites
 from vtap_agent.pipeline.recover import EdgeCounters, EdgePrograms
 from vtap_agent.pipeline.recover_probe import EdgeProber
 from vtap_agent.plan.dataplane import ANY_VLAN, DataPlane, Destination, Encapsulation
 from vtap_agent.plan.recover import EdgeTarget, Monitor, alias_of, ids_of
 
+HOUR = 3_600_000_000_000
+"""Nanoseconds."""
 MONITOR4, MONITOR6 = "10.10.0.99", "fd00:10::99"
 OTHER_MAC = bytes.fromhex("020000000003")
 MONITOR = "mon0"
@@ -104,11 +107,28 @@ class Site(Node):
         return replace(made, **changes)  # type: ignore[arg-type]
 
     def free_ids(self) -> None:
+        self._change_ids(lambda bucket: bytes(len(bucket)))
+
+    def hold_ids(self) -> None:
+        """Those that are taken stay so, however long the test takes: as if another CPU had just used them, and far later."""
+        later = struct.pack("=Q", time.clock_gettime_ns(time.CLOCK_MONOTONIC) + HOUR)
+
+        def held(bucket: bytes) -> bytes:
+            entries = range(rewrites.LOCK, len(bucket), ctypes.sizeof(recover_layout.RewriteEntry))
+            changed = bytearray(bucket)
+            for at in entries:
+                if any(bucket[at : at + 8]):
+                    changed[at : at + 8] = later
+            return bytes(changed)
+
+        self._change_ids(held)
+
+    def _change_ids(self, change: Callable[[bytes], bytes]) -> None:
         fd = libbpf.get_pinned(self.root / "maps" / f"rewrite_ids_v{layout.LAYOUT_VERSION}")
         assert fd is not None
         buckets = libbpf.Map(fd)
         for index, bucket in enumerate(buckets.values()):
-            buckets.update(struct.pack("=I", index), bytes(len(bucket)))
+            buckets.update(struct.pack("=I", index), change(bucket))
         buckets.close()
 
     def watch(self, where: int, device: str) -> Capture:
@@ -445,6 +465,7 @@ def test_three_in_five_of_the_ids_are_found_and_what_finds_none_is_counted_and_n
             for frame in chosen[at : at + 100]:
                 site.tap(EGRESS, frame)
             site.settled(1)
+            site.hold_ids()
 
     left, dropped = counted(site, 1, lambda: send(sent[:2500]))
     assert (left, dropped) == (2500, {})  # of 4,096

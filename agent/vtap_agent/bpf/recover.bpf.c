@@ -112,7 +112,7 @@ static __always_inline int recover_copy(struct __sk_buff *skb, struct monitor *m
 	__builtin_memcpy(key.mac, head + 6, 6);
 	key.mac[0] &= REWRITE_ID_MASK;
 	heard = is_id(head + 6) ? bpf_map_lookup_elem(&meanings, &key) : 0;
-	if (!heard || bpf_ktime_get_ns() - heard->at > REWRITE_FORGET * REWRITE_SECOND) {
+	if (!heard || since(heard->at, bpf_ktime_get_ns()) > REWRITE_FORGET * REWRITE_SECOND) {
 		c->unknown++;
 		return swallow();
 	}

@@ -12,9 +12,15 @@
 #include <bpf/bpf_endian.h>
 #include "rewrite_layout.h"
 
-#define REWRITE_SECOND 1000000000ULL
+#define REWRITE_SECOND 1000000000LL /* nanoseconds */
 #define REWRITE_EXTENSIONS 6
 #define IP_OFFSET 14
+
+/* Nanoseconds; below zero where another CPU was there after `now` had been read. */
+static __always_inline __s64 since(__u64 then, __u64 now)
+{
+	return now - then;
+}
 
 /* Where the checksum of the transport header is that covers the destination address; 0 where there is none. */
 struct transport_sum {

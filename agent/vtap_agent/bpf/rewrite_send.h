@@ -70,7 +70,7 @@ __noinline int id_in(__u32 index, const struct meaning *wanted, int give)
 
 		if (entry->used && same_meaning(&entry->meaning, wanted))
 			found = i;
-		if (!entry->used || now - entry->used > REWRITE_IDLE * REWRITE_SECOND) {
+		if (!entry->used || since(entry->used, now) > REWRITE_IDLE * REWRITE_SECOND) {
 			spare = i;
 			free++;
 		}
@@ -82,7 +82,7 @@ __noinline int id_in(__u32 index, const struct meaning *wanted, int give)
 	}
 	if (found < REWRITE_WAYS) {
 		bucket->entries[found].used = now;
-		if (now - bucket->entries[found].told > REWRITE_SECOND) {
+		if (since(bucket->entries[found].told, now) > REWRITE_SECOND) {
 			bucket->entries[found].told = now;
 			due = REWRITE_DUE;
 		}
@@ -99,7 +99,7 @@ static __always_inline int find_id(const struct meaning *wanted)
 {
 	__u64 hash = meaning_hash(wanted);
 	__u32 first = hash >> 56, second = REWRITE_BUCKETS / 2 + (hash >> 48 & 255);
-	int in_first, in_second;
+	int in_first, in_second, given;
 
 	in_first = id_in(first, wanted, 0);
 	if (in_first >= 0)
@@ -107,7 +107,8 @@ static __always_inline int find_id(const struct meaning *wanted)
 	in_second = id_in(second, wanted, 0);
 	if (in_second >= 0 || (in_first == REWRITE_FULL && in_second == REWRITE_FULL))
 		return in_second;
-	return id_in(in_first <= in_second ? first : second, wanted, 1);
+	given = id_in(in_first <= in_second ? first : second, wanted, 1);
+	return given >= 0 ? given : id_in(in_first <= in_second ? second : first, wanted, 1);
 }
 
 _Static_assert(REWRITE_BUCKETS / 2 == 1 << 8, "find_id takes eight bits for each half");

@@ -210,6 +210,7 @@ class Agent:
         stack.callback(mirrors.close)
         counts = settings.state_dir / COUNTS_FILE
         groups = OvsGroupBackend(ovsdb, settings.node, generation=os.getpid(), on_loss=mailbox.changed, counts=counts)
+        stack.callback(groups.close)
         observer = Observer(ovsdb, pods)
         identity = ClientIdentity(settings.tls) if settings.tls is not None else None
         announcer = Announcer(settings.node, mailbox.changed, identity)

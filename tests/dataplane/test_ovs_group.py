@@ -49,15 +49,23 @@ class GroupNetwork(OvsNetwork):
     def __init__(self, lab: Lab) -> None:
         super().__init__(lab)
         self.lost = 0
-        self.groups = OvsGroupBackend(self.connection, NODE, 1, self._count_loss)
+        self.counts = lab.run_dir / "flow-counts.json"
+        self.counts.unlink(missing_ok=True)
+        self.next_agent()
+
+    def next_agent(self) -> None:
+        """Another takes over, as after one was killed."""
+        self.groups = OvsGroupBackend(self.connection, NODE, 1, self._count_loss, self.counts)
 
     def _count_loss(self) -> None:
         self.lost += 1
 
-    def want(self, egress: str = "", ingress: str = "", program: str = "all") -> DataPlane:
+    def want(
+        self, egress: str = "", ingress: str = "", program: str = "all", slots: Mapping[Direction, int] = SLOTS
+    ) -> DataPlane:
         sides = {Direction.EGRESS: egress, Direction.INGRESS: ingress}
         groups = {
-            FEEDS[direction]: Group(FEEDS[direction], tuple(self._member(name, SLOTS[direction], program) for name in names))
+            FEEDS[direction]: Group(FEEDS[direction], tuple(self._member(name, slots[direction], program) for name in names))
             for direction, names in sides.items()
             if names
         }
@@ -67,18 +75,36 @@ class GroupNetwork(OvsNetwork):
         pod = self.pods[name]
         return GroupMember(self.port(name), bytes.fromhex(pod.mac.replace(":", "")), pod.vlan, (slot,), (program,))
 
-    def tap(self, egress: str = "", ingress: str = "", program: str = "all", passes: int = 1) -> DataPlane:
+    def tap(
+        self,
+        egress: str = "",
+        ingress: str = "",
+        program: str = "all",
+        passes: int = 1,
+        slots: Mapping[Direction, int] = SLOTS,
+    ) -> DataPlane:
         """So many passes, after which nothing is left to do. A tap port that goes takes two, as flows name it until then."""
-        wanted = self.want(egress, ingress, program)
-        for feed in wanted.groups:
-            if TAPS[feed.direction] not in self._tap_devices:
-                self.make_tap_device(TAPS[feed.direction])
+        wanted = self.want(egress, ingress, program, slots)
+        self.make_tap_devices(wanted)
         assert self.groups.refusals(wanted) == {}
         for _ in range(passes):
             self.groups.apply(self.groups.plan(wanted))
         assert self.groups.verify(wanted) == ()
         assert self.groups.plan(wanted) == ()
         return wanted
+
+    def make_tap_devices(self, wanted: DataPlane) -> None:
+        for feed in wanted.groups:
+            if TAPS[feed.direction] not in self._tap_devices:
+                self.make_tap_device(TAPS[feed.direction])
+
+    def uncopied(self, slot: int) -> int:
+        return sum(count for of, count in self.groups.uncopied().items() if of.slot == slot)
+
+    def has_counted(self, flow: Flow, slot: int = SLOTS[Direction.EGRESS]) -> None:
+        """All of a flow that no tap wants, once."""
+        wait_for(lambda: self.uncopied(slot) >= len(flow.sent), "the switch has counted all that was sent")
+        assert self.uncopied(slot) == len(flow.sent)
 
     def flows(self) -> list[str]:
         dump = self.lab.switch.ofctl("--no-stats", "dump-flows", BRIDGE).splitlines()
@@ -259,25 +285,89 @@ def test_changes_lose_and_double_nothing(network: GroupNetwork, macs: Mapping[st
     assert drops(network) - dropped <= HOST_SAYS, "the switch counts what it drops, whatever for"
 
 
-@pytest.mark.every_datapath
-def test_what_is_not_copied_is_counted_once_while_flows_change(network: GroupNetwork, macs: Mapping[str, str]) -> None:
-    """Taps of another pod, which come and go, change what our flows for this one do."""
+@pytest.fixture
+def silent(network: GroupNetwork, macs: Mapping[str, str]) -> GroupNetwork:
+    """Pod a says what the test sends, and no more."""
     sender = network.pods["a"]
-    # So that it says what the test sends, and no more.
     network.lab.sysctl(sender.netns, f"net/ipv6/conf/{sender.interface}/disable_ipv6", "1")
-    network.tap(egress="a", program="tcp")
-    with Flow(network, "a", macs["a"], macs["c"]) as flow:
+    return network
+
+
+@pytest.mark.every_datapath
+def test_what_is_not_copied_is_counted_once_while_flows_change(silent: GroupNetwork, macs: Mapping[str, str]) -> None:
+    """Taps of another pod, which come and go, change what our flows for this one do."""
+    silent.tap(egress="a", program="tcp")
+    with Flow(silent, "a", macs["a"], macs["c"]) as flow:
         for ingress in ("b", "") * 3:
-            network.tap(egress="a", ingress=ingress, program="tcp", passes=1 if ingress else 2)
+            silent.tap(egress="a", ingress=ingress, program="tcp", passes=1 if ingress else 2)
             flow.run_on()
-    slot = SLOTS[Direction.EGRESS]
-
-    def uncopied() -> int:
-        return sum(count for of, count in network.groups.uncopied().items() if of.slot == slot)
-
-    wait_for(lambda: uncopied() >= len(flow.sent), "the switch has counted all that was sent")
-    assert uncopied() == len(flow.sent)
+    silent.has_counted(flow)
     assert flow.copies("c") == flow.each_once() and not flow.copies(OUT)
+
+
+@pytest.mark.every_datapath
+def test_the_next_agent_knows_what_was_counted_before_it_has_planned_anything(
+    silent: GroupNetwork, macs: Mapping[str, str]
+) -> None:
+    silent.tap(egress="a", program="tcp")
+    with Flow(silent, "a", macs["a"], macs["c"]) as flow:
+        flow.run_on()
+        silent.next_agent()
+        flow.run_on()
+    silent.has_counted(flow)
+    silent.next_agent()
+    silent.tap(egress="a", program="tcp")
+    silent.has_counted(flow)
+
+
+@pytest.mark.every_datapath
+def test_an_agent_that_is_killed_once_it_has_changed_all_flows_costs_no_count(
+    silent: GroupNetwork, macs: Mapping[str, str]
+) -> None:
+    silent.tap(egress="a", program="tcp")
+    both = silent.want(egress="a", ingress="b", program="tcp")
+    silent.make_tap_devices(both)
+    with Flow(silent, "a", macs["a"], macs["c"]) as flow:
+        flow.run_on()
+        silent.groups.apply(silent.groups.plan(both))
+        silent.next_agent()
+        flow.run_on()
+        silent.tap(egress="a", ingress="b", program="tcp")
+        flow.run_on()
+    silent.has_counted(flow)
+
+
+@pytest.mark.every_datapath
+def test_the_next_agent_knows_for_whom_flows_count_that_did_not_change(silent: GroupNetwork, macs: Mapping[str, str]) -> None:
+    slots = {Direction.EGRESS: 7}
+    silent.tap(egress="a", program="tcp")
+    with Flow(silent, "a", macs["a"], macs["c"]) as flow:
+        flow.run_on()
+    silent.has_counted(flow)
+    before, flows = len(flow.sent), silent.flows()
+    silent.tap(egress="a", program="tcp", slots=slots)
+    assert silent.flows() == flows
+    with Flow(silent, "a", macs["a"], macs["c"]) as later:
+        later.run_on()
+    silent.has_counted(later, slot=7)
+    silent.next_agent()
+    silent.has_counted(later, slot=7)
+    assert silent.uncopied(SLOTS[Direction.EGRESS]) == before
+
+
+@pytest.mark.every_datapath
+def test_counts_outlive_a_switch_that_ends_after_its_agent(silent: GroupNetwork, macs: Mapping[str, str]) -> None:
+    silent.tap(egress="a", program="tcp")
+    with Flow(silent, "a", macs["a"], macs["c"]) as flow:
+        flow.run_on()
+    silent.has_counted(flow)
+    silent.groups.close()
+    silent.lab.switch.kill_vswitchd()
+    silent.lab.switch.start_vswitchd()
+    silent.next_agent()
+    assert silent.uncopied(SLOTS[Direction.EGRESS]) == len(flow.sent)
+    silent.tap(egress="a", program="tcp")
+    silent.has_counted(flow)
 
 
 @pytest.mark.every_datapath

@@ -48,6 +48,7 @@ class CountsMemory:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
+        self._kept = SwitchCounts()
 
     def recall(self) -> SwitchCounts:
         """What an earlier agent kept since the node was booted."""
@@ -57,16 +58,17 @@ class CountsMemory:
             data: Any = json.loads(self._path.read_bytes())
             if data["format"] != FORMAT:
                 raise ValueError(f"format {data['format']!r}")
-            return _from_json(data) if data["boot"] == _boot() else SwitchCounts()
+            if data["boot"] == _boot():
+                self._kept = _from_json(data)
         except FileNotFoundError:
-            return SwitchCounts()
+            log.debug("%s is not there: nothing was left out yet", self._path)
         except (OSError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             log.warning("%s can't be read (%s): what flows left out is counted from zero", self._path, error)
-            return SwitchCounts()
+        return self._kept
 
     def keep(self, counts: SwitchCounts) -> None:
-        """Instead of what was kept before."""
-        if self._path is None:
+        """Instead of what was kept before, where it is another."""
+        if self._path is None or counts == self._kept:
             return
         try:
             replace_file(self._path, json.dumps({"format": FORMAT, "boot": _boot(), **_to_json(counts)}))
@@ -77,6 +79,8 @@ class CountsMemory:
                 self._path,
                 error.strerror or error,
             )
+            return
+        self._kept = counts
 
 
 def _boot() -> str:

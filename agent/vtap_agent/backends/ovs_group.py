@@ -46,6 +46,8 @@ LOOK_EVERY, LOOK_AT_LEAST_EVERY = 2.0, 30.0
 """Seconds between looks at other people's flows of a bridge that ours are on: the more of them there are, the longer."""
 LOOK_SHARE = 0.02
 """Of its time that a bridge is looked at, where this takes less than LOOK_AT_LEAST_EVERY."""
+KEEP_EVERY = 60.0
+"""Seconds after which counts are kept though no flow has changed: as much is forgotten where vswitchd and the agent both die."""
 READ_EVERY = 0.5
 """Seconds between readings of our flows' counters, which vswitchd itself brings up to date about as often."""
 log = logging.getLogger(__name__)
@@ -98,7 +100,10 @@ class _Bridge:
 
     @property
     def counts(self) -> BridgeCounts:
-        return BridgeCounts(self.pid, self.incarnations, self.counting, self.counted)
+        """Without what is of slots that no flow counts for any more."""
+        slots = {slot for counted_for in self.counting.values() for slot in counted_for}
+        incarnations = {slot: name for slot, name in self.incarnations.items() if slot in slots}
+        return BridgeCounts(self.pid, incarnations, self.counting, self.counted)
 
     @property
     def flows(self) -> BridgeFlows:
@@ -149,6 +154,7 @@ class OvsGroupBackend:
         self._uncopied = dict(inherited.uncopied)
         self._unkept = False
         """Whether flows have changed, or begun to count anew, since their counts were kept."""
+        self._kept_at = -math.inf
         self._swept: set[str] = set()
         self._read_at = 0.0
         self._flood_problems: dict[str, str] = {}
@@ -204,9 +210,17 @@ class OvsGroupBackend:
         for slot, count in known.count(counted).items():
             counted_for = Assignment(slot, known.incarnations.get(slot, ""))
             self._uncopied[counted_for] = self._uncopied.get(counted_for, 0) + count
-        if self._unkept:
-            self._memory.keep(SwitchCounts(self._uncopied, {name: known.counts for name, known in self._known.items()}))
-            self._unkept = False
+        if self._unkept or time.monotonic() - self._kept_at > KEEP_EVERY:
+            self._keep()
+
+    def _keep(self) -> None:
+        there = {name: known.counts for name, known in self._known.items() if known.counting}
+        self._memory.keep(SwitchCounts(dict(self._uncopied), there))
+        self._unkept, self._kept_at = False, time.monotonic()
+
+    def close(self) -> None:
+        """Keep what was counted for the next agent."""
+        self._keep()
 
     def observe(self) -> Mapping[str, GroupBridge]:
         """Bridges by name, as the database tells them. Raises Wait where it is down."""
@@ -239,6 +253,8 @@ class OvsGroupBackend:
         steps: list[BridgeStep] = []
         bridges = self._observe_for(wanted)
         self._forget_others(wanted)
+        for name in self._known.keys() - bridges.keys() if bridges else ():
+            del self._known[name]
         for known in self._known.values():
             known.inherited = False
         for name, bridge in sorted(bridges.items()):
@@ -345,7 +361,11 @@ class OvsGroupBackend:
         self._count(known, present.flows)
         if not groups:
             known.target = None
-        return bundle(known.aim(bridge, groups, wanted, self._stamp.node), present)
+        counted_for = known.counting, known.incarnations
+        flows = known.aim(bridge, groups, wanted, self._stamp.node)
+        if (known.counting, known.incarnations) != counted_for:
+            self._keep()  # The next agent would not know for whom these flows count, even where none of them has to change.
+        return bundle(flows, present)
 
     def _present(self, bridge: str) -> Present:
         numbers = {group_of(line) for line in self._ofctl.groups(bridge)}
@@ -361,14 +381,15 @@ class OvsGroupBackend:
         known, pid, begin = self._known[name], self._connection.vswitchd.pid(), time.monotonic()
         if known.pid == pid and begin < known.look_at and (known.foreign or known.trouble):
             return known
-        if known.pid != pid:
+        if pid is not None and known.pid != pid:
             known.counted, self._unkept = {}, True
         try:
             self._read_foreign(name, known)
         except TellUser as error:
             known.trouble = str(error)
         now = time.monotonic()
-        known.pid, known.look_at = pid, now + min(LOOK_AT_LEAST_EVERY, max(LOOK_EVERY, (now - begin) / LOOK_SHARE))
+        known.pid = known.pid if pid is None else pid
+        known.look_at = now + min(LOOK_AT_LEAST_EVERY, max(LOOK_EVERY, (now - begin) / LOOK_SHARE))
         return known
 
     def _read_foreign(self, name: str, known: _Bridge) -> None:

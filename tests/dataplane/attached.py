@@ -60,7 +60,11 @@ def programs_at(device: str) -> list[str]:
     clsact = [line for side in ("ingress", "egress") for line in _told("tc", "filter", "show", "dev", device, side).splitlines()]
     (link,) = json.loads(_told("ip", "-d", "-j", "link", "show", "dev", device))
     xdp = [f"xdp {link['xdp']['prog']['id']}"] if "xdp" in link else []
-    return [*(f"tcx {program_name(number)}" for number in tcx), *(line.strip() for line in clsact if "bpf" in line), *xdp]
+    return [
+        *(f"tcx {program_name(number)}" for number in tcx),
+        *(line.strip() for line in clsact if "bpf" in line and " handle " in line),
+        *xdp,
+    ]
 
 
 def _told(*command: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import json
 import os
 import socket
 import struct
@@ -298,7 +299,8 @@ def test_the_monitor_sees_every_packet_as_it_was(site: Site, kind: str, version:
             site.tap(EGRESS, frame)
         assert arriving(capture, 20) == sent
 
-    assert counted(site, 1, send) == (20, {})
+    with on_one_cpu():
+        assert counted(site, 1, send) == (20, {})
 
 
 @pytest.mark.parametrize("version", [4, 6])
@@ -635,10 +637,35 @@ def test_before_tcx_an_ingress_qdisc_leaves_an_edge_no_place(site: Site, monkeyp
                 subprocess.run(["tc", "qdisc", "del", "dev", MONITOR, kind], check=False, capture_output=True)
 
 
-def test_nothing_of_ours_remains_at_an_edge(site: Site) -> None:
-    site.serve(MONITOR4)
+def qdiscs_at(device: str) -> list[str]:
+    """Their kinds, but for those that every device has."""
+    shown = subprocess.run(["tc", "-j", "qdisc", "show", "dev", device], check=True, capture_output=True, text=True).stdout
+    return [kind for one in json.loads(shown) if (kind := one["kind"]) != "noqueue"]
+
+
+@pytest.mark.parametrize("hook", ["tcx", "clsact"])
+def test_nothing_of_ours_remains_at_an_edge(site: Site, monkeypatch: pytest.MonkeyPatch, hook: str) -> None:
+    if hook == "clsact":
+        force_clsact(monkeypatch)
+    site.remove_edge()
     with Inside(site.sink):
+        before = qdiscs_at(MONITOR)
+        site.serve(MONITOR4, MONITOR6)
+        assert len(programs_at(MONITOR)) == 1
+        site.serve(MONITOR6)
         assert len(programs_at(MONITOR)) == 1
         site.remove_edge()
         wait_until(lambda: not programs_at(MONITOR), "the kernel has let go of the program")
+        assert qdiscs_at(MONITOR) == before == []
     assert not (site.root / "recover").exists()
+
+
+def test_a_clsact_of_others_at_an_edge_stays(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    force_clsact(monkeypatch)
+    site.remove_edge()
+    with Inside(site.sink):
+        subprocess.run(["tc", "qdisc", "add", "dev", MONITOR, "clsact"], check=True)
+        site.serve(MONITOR4)
+        site.remove_edge()
+        assert qdiscs_at(MONITOR) == ["clsact"] and programs_at(MONITOR) == []
+        subprocess.run(["tc", "qdisc", "del", "dev", MONITOR, "clsact"], check=True)

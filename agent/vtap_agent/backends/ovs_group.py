@@ -255,8 +255,6 @@ class OvsGroupBackend:
         self._forget_others(wanted)
         for name in self._known.keys() - bridges.keys() if bridges else ():
             del self._known[name]
-        for known in self._known.values():
-            known.inherited = False
         for name, bridge in sorted(bridges.items()):
             groups = groups_on(name, wanted.groups)
             if groups:
@@ -347,6 +345,7 @@ class OvsGroupBackend:
             raise Retry(f"bridge {step.bridge} has gone")
         changes = self._changes(bridge, step.groups, step.wanted)
         if changes:
+            self._keep()  # Flows that go take their counts along.
             self._unkept = True
             self._ofctl.bundle(step.bridge, changes)
 
@@ -359,6 +358,7 @@ class OvsGroupBackend:
             known.look_at = -math.inf  # Something has changed there: the next pass asks again what can be had.
             raise
         self._count(known, present.flows)
+        known.inherited = False
         if not groups:
             known.target = None
         counted_for = known.counting, known.incarnations
@@ -381,7 +381,7 @@ class OvsGroupBackend:
         known, pid, begin = self._known[name], self._connection.vswitchd.pid(), time.monotonic()
         if known.pid == pid and begin < known.look_at and (known.foreign or known.trouble):
             return known
-        if pid is not None and known.pid != pid:
+        if known.counted and pid is not None and known.pid != pid:
             known.counted, self._unkept = {}, True
         try:
             self._read_foreign(name, known)

@@ -118,7 +118,7 @@ class EdgePrograms:
         if self._maps:
             return
         mount_bpffs(self._root)
-        for name in ("", "maps", "programs", "links"):
+        for name in ("", "maps", "programs", "links", "clsact"):
             (self._pins / name).mkdir(exist_ok=True)
         adopted = {name: fd for name in MAPS if (fd := libbpf.get_pinned(self._map_path(name))) is not None}
         program = libbpf.get_pinned(self._program_path())
@@ -203,8 +203,14 @@ class EdgePrograms:
         finally:
             os.close(made)
 
+    def _made_clsact(self, ifindex: int) -> Path:
+        """A directory, which is there where the device's clsact is ours."""
+        return self._pins / "clsact" / str(ifindex)
+
     def _attach_at_clsact(self, monitor: Monitor) -> None:
-        if not libbpf.make_clsact(monitor.ifindex) and monitor.ifindex in qdiscs.one_sided():
+        if libbpf.make_clsact(monitor.ifindex):
+            self._made_clsact(monitor.ifindex).mkdir(exist_ok=True)
+        elif monitor.ifindex in qdiscs.one_sided():
             # What an older version attached there is at ingress.
             libbpf.detach_clsact(monitor.ifindex, CLSACT_PRIORITY, CLSACT_HANDLE, egress=True)
             raise TellUser(qdiscs.no_egress(monitor.device))
@@ -214,6 +220,11 @@ class EdgePrograms:
         """Detached before the entry goes: a copy that is let through is for no stack, with or without us."""
         for index in {recover_layout.EdgeKey.from_buffer_copy(key).ifindex for key in keys} - kept:
             libbpf.detach_clsact(index, CLSACT_PRIORITY, CLSACT_HANDLE, egress=True)
+            made = self._made_clsact(index)
+            if made.is_dir():
+                if not qdiscs.has_filters(index):
+                    libbpf.remove_clsact(index)
+                made.rmdir()
         for key in keys:
             for name in ("monitors", "counts"):
                 if self._maps[name].lookup(key) is not None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from vtap_agent.durable import replace_file
-from vtap_agent.plan.groups import Counted
+from vtap_agent.plan.groups import Counted, uncopied
 from vtap_agent.plan.slots import Assignment
 
 FORMAT = 1
@@ -33,6 +33,20 @@ class BridgeCounts:
     incarnations: Mapping[int, str] = field(default_factory=dict[int, str])
     counting: Mapping[int, tuple[int, ...]] = field(default_factory=dict[int, tuple[int, ...]])
     counted: Mapping[int, Counted] = field(default_factory=dict[int, Counted])
+
+    def aimed(self, counting: Mapping[int, tuple[int, ...]], incarnations: Mapping[int, str]) -> BridgeCounts:
+        """With flows that are to be there, beside those that are."""
+        merged = {**self.counting, **counting}
+        slots = {slot for counted_for in merged.values() for slot in counted_for}
+        named = {slot: name for slot, name in {**self.incarnations, **incarnations}.items() if slot in slots}
+        return replace(self, counting=merged, incarnations=named)
+
+    def read(self, counted: Mapping[int, Counted], wanted: Set[int]) -> tuple[BridgeCounts, Mapping[Assignment, int]]:
+        """Without flows that are neither there nor wanted; and the packets, by stream, not copied since the last reading."""
+        packets = uncopied(self.counting, self.counted, counted)
+        counting = {cookie: slots for cookie, slots in self.counting.items() if cookie in counted or cookie in wanted}
+        streams = {Assignment(slot, self.incarnations.get(slot, "")): count for slot, count in packets.items()}
+        return replace(self, counting=counting, counted=counted), streams
 
 
 @dataclass(frozen=True, slots=True)

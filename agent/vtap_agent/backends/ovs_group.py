@@ -7,15 +7,15 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from vtap_agent.backends import tap_ports
-from vtap_agent.backends.group_counts import BridgeCounts, CountsMemory, SwitchCounts
+from vtap_agent.backends.group_observed import observed
+from vtap_agent.backends.left_out import LeftOut
 from vtap_agent.backends.tap_port_commands import command
 from vtap_agent.drivers.ofctl import Ofctl
-from vtap_agent.drivers.ovsdb import OvsdbConnection, Tables, first
+from vtap_agent.drivers.ovsdb import OvsdbConnection
 from vtap_agent.errors import Retry, TellUser, VtapError, Wait
 from vtap_agent.plan.dataplane import Backend, DataPlane, Direction, Feed, Group
 from vtap_agent.plan.foreign_flows import outputs_to, told
@@ -32,9 +32,8 @@ from vtap_agent.plan.groups import (
     port_changes,
     refusals,
     tap_numbers,
-    uncopied,
 )
-from vtap_agent.plan.groups_flows import BridgeFlows, Layout, SwitchPort, our_cookies
+from vtap_agent.plan.groups_flows import BridgeFlows, Layout, our_cookies
 from vtap_agent.plan.groups_foreign import ForeignFlows, cookie_of, group_of, packets_of, place_of, read_foreign, without_counters
 from vtap_agent.plan.shortfalls import Shortfall
 from vtap_agent.plan.slots import Assignment
@@ -46,8 +45,6 @@ LOOK_EVERY, LOOK_AT_LEAST_EVERY = 2.0, 30.0
 """Seconds between looks at other people's flows of a bridge that ours are on: the more of them there are, the longer."""
 LOOK_SHARE = 0.02
 """Of its time that a bridge is looked at, where this takes less than LOOK_AT_LEAST_EVERY."""
-KEEP_EVERY = 60.0
-"""Seconds after which counts are kept though no flow has changed: as much is forgotten where vswitchd and the agent both die."""
 READ_EVERY = 0.5
 """Seconds between readings of our flows' counters, which vswitchd itself brings up to date about as often."""
 log = logging.getLogger(__name__)
@@ -71,9 +68,10 @@ class _Cause:
 
 @dataclass
 class _Bridge:
-    """What is remembered of a bridge. `counted` is what our flows had when last read, `pid` that of the vswitchd which counts."""
+    """What is remembered of a bridge."""
 
     pid: int | None = None
+    """Of the vswitchd when it was looked at last."""
     look_at: float = -math.inf
     """When others' flows are due to be looked at again, in seconds of a monotonic clock."""
     text: int = 0
@@ -83,31 +81,15 @@ class _Bridge:
     layout: Layout | None = None
     target: tuple[_Cause, BridgeFlows] | None = None
     """The flows that were last wanted, and what they were made of."""
-    incarnations: Mapping[int, str] = field(default_factory=dict[int, str])
-    """Of the slots that flows count for, or have."""
-    counting: Mapping[int, tuple[int, ...]] = field(default_factory=dict[int, tuple[int, ...]])
-    """These slots by the flow's cookie: of flows that are wanted, and of those that are there until these are."""
-    counted: Mapping[int, Counted] = field(default_factory=dict[int, Counted])
-    inherited: bool = False
-    """From an earlier agent: its flows count on before this one has planned any."""
-
-    @classmethod
-    def of(cls, counts: BridgeCounts) -> _Bridge:
-        """With what is known of its flows' counters."""
-        found = cls(counts.pid, incarnations=counts.incarnations, counting=counts.counting, counted=counts.counted)
-        found.inherited = True
-        return found
-
-    @property
-    def counts(self) -> BridgeCounts:
-        """Without what is of slots that no flow counts for any more."""
-        slots = {slot for counted_for in self.counting.values() for slot in counted_for}
-        incarnations = {slot: name for slot, name in self.incarnations.items() if slot in slots}
-        return BridgeCounts(self.pid, incarnations, self.counting, self.counted)
 
     @property
     def flows(self) -> BridgeFlows:
         return self.target[1] if self.target else BridgeFlows()
+
+    @property
+    def cookies(self) -> frozenset[int]:
+        """Of the flows that were last wanted."""
+        return frozenset(flow.cookie for flow in self.flows.flows)
 
     def aim(self, bridge: GroupBridge, groups: Mapping[Direction, Group], wanted: DataPlane, node: str) -> BridgeFlows:
         """What the bridge should have; kept, as passes are many and changes few."""
@@ -116,17 +98,7 @@ class _Bridge:
         cause = _Cause(bridge, groups, wanted, self.layout, self.foreign.hairpins)
         if self.target is None or not self.target[0].is_like(cause):
             self.target = cause, desired(bridge, groups, wanted, self.layout, node, hairpins=self.foreign.hairpins)
-            self.incarnations = {**self.incarnations, **{point.slot: point.incarnation for point in wanted.points}}
-            self.counting = {**self.counting, **{flow.cookie: flow.uncopied for flow in self.flows.flows if flow.uncopied}}
         return self.target[1]
-
-    def count(self, counted: Mapping[int, Counted]) -> Mapping[int, int]:
-        """Packets, by slot, that our flows did not copy since they were read last."""
-        counts = uncopied(self.counting, self.counted, counted)
-        wanted = {flow.cookie for flow in self.flows.flows}
-        self.counting = {cookie: slots for cookie, slots in self.counting.items() if cookie in counted or cookie in wanted}
-        self.counted = counted
-        return counts
 
 
 class OvsGroupBackend:
@@ -148,13 +120,8 @@ class OvsGroupBackend:
         self._ofctl = Ofctl(connection.vswitchd.run_dir)
         self._stamp = Stamp(node, generation, Backend.OVS_GROUP)
         self._on_loss = on_loss
-        self._memory = CountsMemory(counts)
-        inherited = self._memory.recall()
-        self._known: dict[str, _Bridge] = defaultdict(_Bridge, {name: _Bridge.of(one) for name, one in inherited.bridges.items()})
-        self._uncopied = dict(inherited.uncopied)
-        self._unkept = False
-        """Whether flows have changed, or begun to count anew, since their counts were kept."""
-        self._kept_at = -math.inf
+        self._left_out = LeftOut(counts)
+        self._known: dict[str, _Bridge] = defaultdict(_Bridge)
         self._swept: set[str] = set()
         self._read_at = 0.0
         self._flood_problems: dict[str, str] = {}
@@ -187,44 +154,32 @@ class OvsGroupBackend:
         now = time.monotonic()
         if now - self._read_at >= READ_EVERY:
             self._read_at = now
-            for name, known in self._known.items():
-                if known.flows.flows or known.inherited:
-                    try:
-                        self._watch(name, known)
-                    except VtapError as reason:
-                        log.debug("flows of %s were not read: %s", name, reason)
-        return dict(self._uncopied)
+            for name in self._left_out.inherited | {name for name, known in self._known.items() if known.flows.flows}:
+                try:
+                    self._watch(name)
+                except VtapError as reason:
+                    log.debug("flows of %s were not read: %s", name, reason)
+        return self._left_out.packets
 
-    def _watch(self, name: str, known: _Bridge) -> None:
+    def _watch(self, name: str) -> None:
         """Read the counters of our flows, and ask for a pass where what they were made for is not so any more."""
-        before, there = (known.foreign, known.trouble), known.counted
+        known, there = self._known[name], self._left_out.counted(name)
+        before = known.foreign, known.trouble
         self._look(name)
         if (known.foreign, known.trouble) != before:
             self._on_loss()
         counted = self._counted(name)
-        self._count(known, counted)
-        if there.keys() & {flow.cookie for flow in known.flows.flows} - counted.keys():
+        self._left_out.read(name, counted, known.cookies)
+        if there.keys() & known.cookies - counted.keys():
             self._on_loss()
-
-    def _count(self, known: _Bridge, counted: Mapping[int, Counted]) -> None:
-        for slot, count in known.count(counted).items():
-            counted_for = Assignment(slot, known.incarnations.get(slot, ""))
-            self._uncopied[counted_for] = self._uncopied.get(counted_for, 0) + count
-        if self._unkept or time.monotonic() - self._kept_at > KEEP_EVERY:
-            self._keep()
-
-    def _keep(self) -> None:
-        there = {name: known.counts for name, known in self._known.items() if known.counting}
-        self._memory.keep(SwitchCounts(dict(self._uncopied), there))
-        self._unkept, self._kept_at = False, time.monotonic()
 
     def close(self) -> None:
         """Keep what was counted for the next agent."""
-        self._keep()
+        self._left_out.keep()
 
     def observe(self) -> Mapping[str, GroupBridge]:
         """Bridges by name, as the database tells them. Raises Wait where it is down."""
-        self._observed = self._connection.read_if_changed(_observed, self._observed)
+        self._observed = self._connection.read_if_changed(observed, self._observed)
         seen = {name: self._with_devices(bridge) for name, bridge in self._observed[1].items()}
         if seen != self._checked:
             self._checked = seen
@@ -252,9 +207,9 @@ class OvsGroupBackend:
         """The steps from what is to `wanted`. Raises Wait where the database or vswitchd is down, unless nothing is wanted."""
         steps: list[BridgeStep] = []
         bridges = self._observe_for(wanted)
-        self._forget_others(wanted)
-        for name in self._known.keys() - bridges.keys() if bridges else ():
-            del self._known[name]
+        self._left_out.forget({point.slot: point.incarnation for point in wanted.points})
+        if bridges:
+            self._left_out.only(bridges)
         for name, bridge in sorted(bridges.items()):
             groups = groups_on(name, wanted.groups)
             if groups:
@@ -332,11 +287,6 @@ class OvsGroupBackend:
                     found[feed] = sentence
         return found
 
-    def _forget_others(self, wanted: DataPlane) -> None:
-        """Counts of slots that other tap points have now."""
-        now = {point.slot: point.incarnation for point in wanted.points}
-        self._uncopied = {of: count for of, count in self._uncopied.items() if now.get(of.slot, of.incarnation) == of.incarnation}
-
     # --- flows -----------------------------------------------------------------------------------------------------------
 
     def _set_flows(self, step: SetFlows) -> None:
@@ -345,8 +295,7 @@ class OvsGroupBackend:
             raise Retry(f"bridge {step.bridge} has gone")
         changes = self._changes(bridge, step.groups, step.wanted)
         if changes:
-            self._keep()  # Flows that go take their counts along.
-            self._unkept = True
+            self._left_out.change()
             self._ofctl.bundle(step.bridge, changes)
 
     def _changes(self, bridge: GroupBridge, groups: Mapping[Direction, Group], wanted: DataPlane) -> tuple[str, ...]:
@@ -357,14 +306,15 @@ class OvsGroupBackend:
         except TellUser:
             known.look_at = -math.inf  # Something has changed there: the next pass asks again what can be had.
             raise
-        self._count(known, present.flows)
-        known.inherited = False
+        self._left_out.read(bridge.name, present.flows, known.cookies)
+        self._left_out.inherited.discard(bridge.name)
         if not groups:
             known.target = None
-        counted_for = known.counting, known.incarnations
+        target = known.target
         flows = known.aim(bridge, groups, wanted, self._stamp.node)
-        if (known.counting, known.incarnations) != counted_for:
-            self._keep()  # The next agent would not know for whom these flows count, even where none of them has to change.
+        if known.target is not target:
+            counting = {flow.cookie: flow.uncopied for flow in flows.flows if flow.uncopied}
+            self._left_out.aim(bridge.name, counting, {point.slot: point.incarnation for point in wanted.points})
         return bundle(flows, present)
 
     def _present(self, bridge: str) -> Present:
@@ -381,8 +331,7 @@ class OvsGroupBackend:
         known, pid, begin = self._known[name], self._connection.vswitchd.pid(), time.monotonic()
         if known.pid == pid and begin < known.look_at and (known.foreign or known.trouble):
             return known
-        if known.counted and pid is not None and known.pid != pid:
-            known.counted, self._unkept = {}, True
+        self._left_out.counted_by(name, pid)
         try:
             self._read_foreign(name, known)
         except TellUser as error:
@@ -444,40 +393,3 @@ class OvsGroupBackend:
             return ""
         flows, _ = self._foreign(bridge.name)
         return told(outputs_to("\n".join(flows), number), bridge.name, tap_port_name(self._stamp.node, feed), number)
-
-
-def _observed(tables: Tables) -> Mapping[str, GroupBridge]:
-    return {row.name: _bridge(row) for row in tables["Bridge"].rows.values()}
-
-
-def _bridge(row: Any) -> GroupBridge:
-    return GroupBridge(
-        name=row.name,
-        ports=tuple(sorted((_port(port) for port in row.ports), key=lambda port: port.uuid)),
-        names=tap_ports.names(row),
-        mtus=tap_ports.mtus(row),
-        tap_ports=tuple(port for port in tap_ports.stamped(row) if port.stamp.backend is Backend.OVS_GROUP),
-        controllers=tuple(sorted(controller.target for controller in row.controller)),
-        fail_mode=first(row.fail_mode, ""),
-        snoops_multicast=bool(row.mcast_snooping_enable),
-        cni=next(filter(None, (_plugin(port) for port in row.ports)), ""),
-    )
-
-
-def _port(port: Any) -> SwitchPort:
-    numbers = tuple(sorted(number for interface in port.interfaces if (number := first(interface.ofport, 0)) > 0))
-    return SwitchPort(
-        str(port.uuid), numbers, first(port.tag, 0), first(port.vlan_mode, ""), frozenset(int(vlan) for vlan in port.trunks)
-    )
-
-
-def _plugin(port: Any) -> str:
-    """The network plugin that programs a bridge with such a port, by what it writes into external_ids; OVS-CNI programs none."""
-    if "antrea-type" in port.external_ids or {"container-id", "pod-name"} <= port.external_ids.keys():
-        return "Antrea"
-    for interface in port.interfaces:
-        if interface.external_ids.get("vendor") == "kube-ovn":
-            return "Kube-OVN"
-        if "ovn-installed" in interface.external_ids or {"iface-id", "sandbox"} <= interface.external_ids.keys():
-            return "OVN"
-    return ""

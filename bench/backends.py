@@ -73,6 +73,7 @@ from bench.backends_peers import TcMirred, Tcpdump
 from bench.cores import Placement, busy_seconds, pin, placement, receive_as_a_card, steer
 from bench.measure import Figures, Sample, interleave, table, write_json
 from bench.tapped import MATCHED_PORT, NAMESPACE, TAPPED, HandedOver, Outcome, RawMirror, Row, Tapped, VirtualTaps
+from vtap_lab import preflight
 from vtap_lab.errors import LabError
 from vtap_lab.lab import PLAIN_BRIDGE, Lab, LabOptions
 
@@ -391,6 +392,9 @@ def _result_name(options: Options) -> str:
 def main() -> int:
     """Print the tables and goals, write bench/results/backends.json. 1 where a row failed."""
     options, where = _options(), placement()
+    if reason := preflight.why_no_lab():
+        sys.stderr.write(f"bench: {reason}\n")
+        return 1
     started = time.monotonic()
     backends, failures = measure_backends(options, where)
     tso = "on" if options.tso else "off"

@@ -71,7 +71,7 @@ from bench.backends_goals import (
 )
 from bench.backends_peers import TcMirred, Tcpdump
 from bench.cores import Placement, busy_seconds, pin, placement, receive_as_a_card, steer
-from bench.measure import Figures, Sample, interleave, table, write_json
+from bench.measure import Figures, Sample, interleave, is_possible, table, write_json
 from bench.tapped import MATCHED_PORT, NAMESPACE, TAPPED, HandedOver, Outcome, RawMirror, Row, Tapped, VirtualTaps
 from vtap_lab import preflight
 from vtap_lab.errors import LabError
@@ -392,8 +392,7 @@ def _result_name(options: Options) -> str:
 def main() -> int:
     """Print the tables and goals, write bench/results/backends.json. 1 where a row failed."""
     options, where = _options(), placement()
-    if reason := preflight.why_no_lab():
-        sys.stderr.write(f"bench: {reason}\n")
+    if not is_possible(preflight.why_no_lab()):
         return 1
     started = time.monotonic()
     backends, failures = measure_backends(options, where)

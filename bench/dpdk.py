@@ -29,7 +29,7 @@ from pathlib import Path
 import yaml
 
 from bench.backends_goals import AGAIN, BASELINE, COMPLETE, Judgement, Verdict, judge, with_losses
-from bench.measure import Figures, Sample, differences, interleave, table, write_json
+from bench.measure import Figures, Sample, differences, interleave, is_possible, table, write_json
 from bench.replaceable import ReplaceableAgent
 from vtap_agent.drivers.unixctl import PollThread, Vswitchd
 from vtap_lab import preflight
@@ -353,8 +353,7 @@ def main() -> int:
     parser.add_argument("--pmds", type=int, action="append", help="poll-mode threads; 1, and 2 where a core is left beside them")
     parser.add_argument("--row", action="append", choices=[name for name in ROWS if name not in (BASELINE, AGAIN)])
     arguments = parser.parse_args()
-    if reason := preflight.why_no_lab() or why_no_dpdk():
-        sys.stderr.write(f"bench: {reason}\n")
+    if not is_possible(preflight.why_no_lab() or why_no_dpdk()):
         return 1
     for what, why in UNAVAILABLE.items():
         print(f"{what}: not to be had: {why}")

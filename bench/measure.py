@@ -53,6 +53,13 @@ def progress(text: str) -> None:
         sys.stderr.flush()
 
 
+def is_possible(why_not: str | None) -> bool:
+    """Whether nothing is in the way of measuring; what is goes to standard error, in a sentence."""
+    if why_not:
+        sys.stderr.write(f"bench: {why_not}\n")
+    return not why_not
+
+
 def interleave(rows: Mapping[str, Callable[[], Sample]], rounds: int) -> dict[str, Figures]:
     """Measure every row in each of `rounds`, the order turning by one each round; progress goes to standard error."""
     names = list(rows)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from bench.measure import progress, table, write_json
+from bench.measure import is_possible, progress, table, write_json
 from vtap_lab import preflight
 from vtap_lab.errors import wait_for
 from vtap_lab.exchange import start_exchange
@@ -109,8 +109,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.reaction", description=__doc__)
     parser.add_argument("--changes", type=int, default=100)
     arguments = parser.parse_args()
-    if reason := preflight.why_no_lab():
-        sys.stderr.write(f"bench: {reason}\n")
+    if not is_possible(preflight.why_no_lab()):
         return 1
     times, resident, maps = measure(arguments.changes)
     figures = {"p50": statistics.median(times), "p99": percentile(times, 99), "max": max(times)}

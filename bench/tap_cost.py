@@ -22,7 +22,7 @@ from pathlib import Path
 
 from bench.backends_goals import Judgement, in_percent, judge, percent, with_losses
 from bench.cores import busy_seconds
-from bench.measure import Figures, Sample, interleave, ratio, table, write_json
+from bench.measure import Figures, Sample, interleave, is_possible, ratio, table, write_json
 from bench.tapped import Counts, RawMirror, Row, Tapped, VirtualTaps, add_vxlan, delete_vxlan, vxlan_counts
 from vtap_lab import preflight
 from vtap_lab.lab import Lab, LabOptions
@@ -151,8 +151,7 @@ def main() -> int:
     parser.add_argument("--underlay-mtu", type=int, default=1700)
     parser.add_argument("--tso", choices=("on", "off", "both"), default="both")
     arguments = parser.parse_args()
-    if reason := preflight.why_no_lab():
-        sys.stderr.write(f"bench: {reason}\n")
+    if not is_possible(preflight.why_no_lab()):
         return 1
     for tso in (True, False):
         if arguments.tso != "both" and tso != (arguments.tso == "on"):

@@ -53,8 +53,9 @@ log = logging.getLogger(__name__)
 
 STATE_FILE = "agent.json"
 TAPS_FILE, PODS_FILE = "taps.json", "pods.json"
-COUNTS_FILE = "flow-counts.json"
 """What the files of taps and pods said when they were last without a mistake."""
+COUNTS_FILE = "flow-counts.json"
+"""What flows have left out."""
 SOCKET = "agent.sock"
 LOCK = "agent.lock"
 PODS_ARE_NAMESPACES = "netns"

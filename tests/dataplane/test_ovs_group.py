@@ -22,7 +22,7 @@ from vtap_agent.backends.ovs_group import LOOK_AT_LEAST_EVERY, OvsGroupBackend
 from vtap_agent.plan.dataplane import Action, Backend, DataPlane, Direction, Feed, Group, GroupMember, Match, TapProgram
 from vtap_agent.plan.tap_ports import tap_port_name
 from vtap_lab.exchange import start_exchange
-from vtap_lab.lab import BRIDGE, Lab, LabOptions
+from vtap_lab.lab import BRIDGE, Lab, LabOptions, Pod
 
 FEEDS = {direction: Feed(Backend.OVS_GROUP, BRIDGE, direction) for direction in Direction}
 TAPS = {direction: tap_port_name(NODE, feed) for direction, feed in FEEDS.items()}
@@ -510,7 +510,7 @@ def test_a_switch_counts_what_it_does_not_copy(site: Site) -> None:
     assert site.says("web", "filter in flows")
     wanted = start_exchange(site.lab, web, client, count=100, port=30005).finish()
     unwanted = start_exchange(site.lab, web, client, count=150, port=30007).finish()
-    wait_for(lambda: site.summary("web")["excluded"] >= 150, "the switch's counters are read")
+    expect_excluded(site, 150)
     summary, found = site.closes("web"), site.stored("web")
     expect_each_once(found, wanted, point(web, "egress"))
     expect_none(found, unwanted, point(web, "egress"))
@@ -519,61 +519,65 @@ def test_a_switch_counts_what_it_does_not_copy(site: Site) -> None:
     assert at_tap < 110, "what nobody wants is not copied"
 
 
-def test_another_pod_s_tap_changes_no_count(site: Site) -> None:
-    """It comes and goes on the same bridge, and makes flows for both directions of those for one."""
+def tapped_for_tcp(site: Site) -> tuple[Pod, Pod]:
+    """In a new scene. Of what the first sends to the second only TCP is copied; no test here sends any."""
     site.new_scene()
     web, client = site.pod("web"), site.pod("client")
     rule = {"action": "Include", "protocol": "TCP"}
     site.tap("web", backend="OVSGroup", direction="Egress", filter={"defaultAction": "Exclude", "rules": [rule]})
+    return web, client
+
+
+def expect_excluded(site: Site, packets: int) -> None:
+    """At least, once the switch's counters are read."""
+    wait_for(lambda: site.summary("web")["excluded"] >= packets, f"{packets} are excluded")
+
+
+def test_another_pod_s_tap_changes_no_count(site: Site) -> None:
+    """It comes and goes on the same bridge, and makes flows for both directions of those for one."""
+    web, client = tapped_for_tcp(site)
     start_exchange(site.lab, web, client, count=200).finish()
-    wait_for(lambda: site.summary("web")["excluded"] >= 200, "the switch's counters are read")
+    expect_excluded(site, 200)
     site.tap("client", app="client", backend="OVSGroup", direction="Ingress")
     start_exchange(site.lab, web, client, count=100).finish()
     site.remove_tap("client")
     start_exchange(site.lab, web, client, count=100).finish()
-    wait_for(lambda: site.summary("web")["excluded"] >= 400, "the switch's counters are read")
+    expect_excluded(site, 400)
     summary = site.closes("web")
     assert summary["seen"] == summary["excluded"] < 400 + POD_SAYS
 
 
 def test_an_agent_that_takes_over_knows_what_the_switch_has_left_out(site: Site) -> None:
     """Before it came, and while there was none; and not only the first time."""
-    site.new_scene()
-    web, client = site.pod("web"), site.pod("client")
-    rule = {"action": "Include", "protocol": "TCP"}
-    site.tap("web", backend="OVSGroup", direction="Egress", filter={"defaultAction": "Exclude", "rules": [rule]})
+    web, client = tapped_for_tcp(site)
     start_exchange(site.lab, web, client, count=100).finish()
-    wait_for(lambda: site.summary("web")["excluded"] >= 100, "the switch's counters are read")
+    expect_excluded(site, 100)
     for before in (100, 300):
         site.agent.kill()
         start_exchange(site.lab, web, client, count=100).finish()
         site.start_agent()
         assert site.summary("web")["excluded"] >= before, "it does not fall"
-        wait_for(lambda wanted=before + 100: site.summary("web")["excluded"] >= wanted, "the switch's counters are read")
+        expect_excluded(site, before + 100)
         start_exchange(site.lab, web, client, count=100).finish()
-        wait_for(lambda wanted=before + 200: site.summary("web")["excluded"] >= wanted, "it goes on to count")
+        expect_excluded(site, before + 200)
     summary = site.closes("web")
     assert summary["seen"] == summary["excluded"] < 500 + POD_SAYS
 
 
 def test_what_a_switch_left_out_before_it_was_started_again_is_known_to_the_next_agent(site: Site) -> None:
-    site.new_scene()
-    web, client = site.pod("web"), site.pod("client")
-    rule = {"action": "Include", "protocol": "TCP"}
-    tap = {"backend": "OVSGroup", "direction": "Egress", "filter": {"defaultAction": "Exclude", "rules": [rule]}}
-    site.tap("web", **tap)
+    web, client = tapped_for_tcp(site)
     start_exchange(site.lab, web, client, count=100).finish()
-    wait_for(lambda: site.summary("web")["excluded"] >= 100, "the switch's counters are read")
+    expect_excluded(site, 100)
     site.lab.switch.kill_vswitchd()
     site.lab.switch.start_vswitchd()
     wait_for(lambda: has_our_flows(site) and site.condition("web", "Programmed") == "True", "the flows are there again")
     start_exchange(site.lab, web, client, count=100).finish()
-    wait_for(lambda: site.summary("web")["excluded"] >= 200, "the switch's counters are read")
+    expect_excluded(site, 200)
     site.agent.kill()
     site.start_agent()
     assert site.summary("web")["excluded"] >= 200
     start_exchange(site.lab, web, client, count=100).finish()
-    wait_for(lambda: site.summary("web")["excluded"] >= 300, "it goes on to count")
+    expect_excluded(site, 300)
     summary = site.closes("web")
     assert summary["seen"] == summary["excluded"] < 300 + POD_SAYS
 

@@ -1,7 +1,7 @@
 """What flows have left out, across restarts of the agent: one JSON file that is replaced whole.
 
-It is written when flows have changed, not when they have counted: with what each had counted then, the next agent goes on from
-what the switch says, as if it had been there all the time.
+It says what each flow had counted, so that it need not be written as packets pass: the next agent goes on from what the switch
+says, as if it had been there all the time. `left_out.py` tells when it is written.
 """
 
 from __future__ import annotations

@@ -154,7 +154,8 @@ def uncopied(counting: Mapping[int, Slots], before: Mapping[int, Counted], now: 
     known = {counted.place: counted.packets for counted in before.values()}
     counts: dict[int, int] = {}
     for cookie in counting.keys() & now.keys():
-        packets, earlier = now[cookie].packets, before[cookie].packets if cookie in before else known.get(now[cookie].place, 0)
+        packets = now[cookie].packets
+        earlier = before[cookie].packets if cookie in before else known.get(now[cookie].place, 0)
         count = packets - earlier if packets >= earlier else packets
         for slot in counting[cookie] if count > 0 else ():
             counts[slot] = counts.get(slot, 0) + count
